@@ -1,0 +1,1 @@
+"""The HTTP side: one process per worker, no framework imported."""

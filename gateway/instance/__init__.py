@@ -1,0 +1,1 @@
+"""The framework side: warm runners and the model instances they fork."""

@@ -1,0 +1,51 @@
+"""What a framework must offer to be served: load an artifact, execute a signature."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from gateway.store.manifest import ModelConfig
+from gateway.tensors import Array, Signature
+
+Tensors = Mapping[str, Array]
+
+
+class LoadedModel(Protocol):
+    """A model in memory, ready to be called from one thread.
+
+    Arrays are numpy; BYTES tensors are object arrays of `bytes`, BF16 is `ml_dtypes.bfloat16`.
+    """
+
+    platform: str
+    """One of the platform names of the documentation, such as pytorch_torchscript."""
+    signatures: dict[str, Signature]
+    default_signature: str
+    notes: list[str]
+    """What the loader decided on its own, one sentence each, for the model's status."""
+
+    def execute(self, signature: str, inputs: Tensors) -> dict[str, Array]:
+        """Run one signature and return its outputs in the signature's order.
+
+        Inputs may be views of memory that is reused after the call: keep no reference to them.
+        Outputs of a later call may overwrite nothing of an earlier one's.
+        Raises RequestError (an input the model cannot take, by name), InferenceFailed (the model raised),
+        OutOfMemory.
+        """
+
+    def example(self, signature: str) -> dict[str, Array] | None:
+        """One plausible request of one row, that `execute` accepted; None where none is known."""
+
+    def batching_obstacle(self, signature: str) -> str | None:
+        """Why requests must not be joined whatever a test shows (state, control flow on values); else None."""
+
+
+class Backend(Protocol):
+    """One framework, imported. Constructing it runs no operation of the framework and starts no thread."""
+
+    framework: str
+
+    def load(self, artifact: Path, config: ModelConfig, device: str) -> LoadedModel:
+        """Load an artifact onto `device` ("cpu", or "cuda:0" in a process that sees one GPU).
+
+        Raises LoadFailed with a sentence that tells the user what to do.
+        """

@@ -1,0 +1,1 @@
+"""How processes of the gateway talk to each other."""

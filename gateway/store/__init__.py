@@ -1,0 +1,1 @@
+"""What the model store holds: versions, artifacts and their configuration."""

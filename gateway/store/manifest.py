@@ -1,0 +1,90 @@
+"""model.yaml: what a user may say of a model, all of it optional."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from gateway.errors import ConfigError
+from gateway.tensors import DTYPES, TensorSpec
+
+Platform = Literal["pytorch_torchscript", "tensorflow_savedmodel"]
+FRAMEWORKS: dict[str, str] = {"pytorch_torchscript": "pytorch", "tensorflow_savedmodel": "tensorflow"}
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class TensorConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One declared input or output; `shape` includes the batch dimension, -1 means any size."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    datatype: str
+    shape: list[Annotated[int, msgspec.Meta(ge=-1)]]
+
+    def spec(self) -> TensorSpec:
+        """The declaration as the rest of the gateway reads it."""
+        return TensorSpec(self.name, self.datatype, tuple(self.shape))
+
+
+class InstanceGroup(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How many instances of each version run, and on what; `gpus` lists device indices, empty means any."""
+
+    count: PositiveInt = 1
+    kind: Literal["auto", "cpu", "gpu"] = "auto"
+    gpus: list[NaturalInt] = []
+
+
+class Warmup(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Calls made before a version is ready: `iterations` of each of these batch sizes."""
+
+    iterations: NaturalInt = 3
+    batch_sizes: list[PositiveInt] = []
+
+
+class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The whole of model.yaml; see docs/model-yaml.md."""
+
+    platform: Platform | None = None
+    inputs: list[TensorConfig] = []
+    outputs: list[TensorConfig] = []
+    max_batch_size: PositiveInt | Literal["auto"] = "auto"
+    max_queue_delay_microseconds: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
+    max_queue_size: PositiveInt = 1024
+    instance_group: InstanceGroup | list[InstanceGroup] = InstanceGroup()
+    threads: PositiveInt | Literal["auto"] = "auto"
+    stateful: bool = False
+    warmup: Warmup = Warmup()
+
+    @property
+    def groups(self) -> list[InstanceGroup]:
+        """instance_group as a list; a single group may be written without the list."""
+        return [self.instance_group] if isinstance(self.instance_group, InstanceGroup) else self.instance_group
+
+
+def parse(text: str | bytes) -> ModelConfig:
+    """The configuration in a model.yaml; ConfigError names the key that is wrong."""
+    try:
+        config = msgspec.yaml.decode(text, type=ModelConfig) if text.strip() else ModelConfig()
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"model.yaml: {error}") from None
+    except msgspec.DecodeError:
+        raise ConfigError("model.yaml is not YAML") from None
+    for tensor in (*config.inputs, *config.outputs):
+        if tensor.datatype not in DTYPES:
+            raise ConfigError(f"model.yaml: '{tensor.name}' has datatype {tensor.datatype!r}; known are {', '.join(DTYPES)}")
+    for key, tensors in (("inputs", config.inputs), ("outputs", config.outputs)):
+        if len({tensor.name for tensor in tensors}) != len(tensors):
+            raise ConfigError(f"model.yaml: a name stands twice in {key}")
+    if not config.groups:
+        raise ConfigError("model.yaml: instance_group is empty; leave it out for one instance")
+    return config
+
+
+def read(directory: Path) -> ModelConfig:
+    """The configuration of the model in `directory`; all defaults where it has no model.yaml."""
+    path = directory / "model.yaml"
+    try:
+        return parse(path.read_bytes()) if path.is_file() else ModelConfig()
+    except OSError as error:
+        raise ConfigError(f"model.yaml cannot be read: {error.strerror}") from None

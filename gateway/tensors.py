@@ -1,0 +1,161 @@
+"""Tensors as the Open Inference Protocol names them, and their raw bytes.
+
+Raw bytes are those of the protocol's binary tensor data extension: little-endian, row-major; an
+element of a BYTES tensor is a 4-byte length and that many bytes.
+"""
+
+import itertools
+import math
+import struct
+from collections.abc import Iterable, Sequence
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gateway.errors import RequestError
+
+Array = npt.NDArray[np.generic]
+Buffer = bytes | bytearray | memoryview
+
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(object),
+}
+DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+ITEMSIZES = {name: dtype.itemsize for name, dtype in DTYPES.items() if name != "BYTES"}
+
+MAX_RANK = 64  # numpy's own limit
+MAX_ELEMENTS = 1 << 40
+
+
+class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
+    """What a model says of one of its inputs or outputs.
+
+    `shape` holds -1 where a dimension may be any size and is None where even the rank may vary.
+    `strict` is False where the model takes whatever its code accepts (a TorchScript argument that
+    nobody declared): then `datatype` and `shape` are what it probably wants, and are not enforced.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...] | None
+    optional: bool = False
+    strict: bool = True
+
+
+class Signature(msgspec.Struct, frozen=True, array_like=True):
+    """One way to call a model: its named inputs and outputs.
+
+    `open_inputs` means that names beyond `inputs` are handed on (a TorchScript argument that is a
+    dict or a list of tensors); `open_outputs` that more names than `outputs` may come back.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    open_inputs: bool = False
+    open_outputs: bool = False
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """Number of elements of a tensor of this shape; RequestError if a dimension or the product is absurd."""
+    count = 1
+    for size in shape:
+        if size < 0:
+            raise RequestError(f"shape {list(shape)} has a negative dimension")
+        count *= size
+    if count > MAX_ELEMENTS or len(shape) > MAX_RANK or (shape and max(shape) > MAX_ELEMENTS):
+        raise RequestError(f"a tensor of shape {_brief(shape)} is larger than this server takes")
+    return count
+
+
+def _brief(shape: Sequence[int]) -> str:
+    return str(list(shape)) if len(shape) <= 8 else f"[{', '.join(map(str, shape[:8]))}, …]"
+
+
+def pack_bytes(elements: Iterable[bytes]) -> bytes:
+    """Raw bytes of a BYTES tensor."""
+    parts: list[bytes] = []
+    for element in elements:
+        parts += (struct.pack("<I", len(element)), element)
+    return b"".join(parts)
+
+
+def unpack_bytes(raw: Buffer, count: int) -> list[bytes]:
+    """The `count` elements of a BYTES tensor; RequestError if the bytes hold fewer, more or torn ones."""
+    view, at, elements = memoryview(raw), 0, []
+    for _ in range(min(count, len(view) // 4)):
+        if at + 4 > len(view):
+            break
+        end = at + 4 + int.from_bytes(view[at : at + 4], "little")
+        if end > len(view):
+            raise RequestError("a BYTES element runs past the end of its tensor")
+        elements.append(bytes(view[at + 4 : end]))
+        at = end
+    if len(elements) != count or at != len(view):
+        raise RequestError(f"expected {count} string elements, the data hold {len(elements)} in {at} of {len(view)} bytes")
+    return elements
+
+
+def check_raw(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> None:
+    """RequestError unless `raw` is exactly the bytes of a tensor of this datatype and shape."""
+    count = element_count(shape)
+    if datatype == "BYTES":
+        unpack_bytes(raw, count)
+    elif (wanted := count * ITEMSIZES[datatype]) != len(raw):
+        raise RequestError(
+            f"input '{name}' has {len(raw)} bytes of data, its shape {_brief(shape)} of {datatype} needs {wanted}"
+        )
+
+
+def array_from_raw(datatype: str, shape: Sequence[int], raw: Buffer) -> Array:
+    """The tensor as a numpy array: a view of `raw`, except BYTES, which becomes an object array of bytes.
+
+    RequestError if `raw` does not hold exactly this tensor.
+    """
+    if datatype == "BYTES":
+        elements = np.empty(math.prod(shape), dtype=object)
+        elements[:] = unpack_bytes(raw, math.prod(shape))
+        return elements.reshape(shape)
+    try:
+        return np.frombuffer(raw, DTYPES[datatype]).reshape(shape)
+    except ValueError:
+        raise RequestError(f"{len(raw)} bytes are no {datatype} tensor of shape {_brief(shape)}") from None
+
+
+def raw_from_array(array: Array) -> tuple[str, Buffer]:
+    """(datatype, raw bytes) of an array; the bytes are a view where the array allows it.
+
+    TypeError if the array's dtype is none the protocol has.
+    """
+    if array.dtype == object or array.dtype.kind in "SU":
+        return "BYTES", pack_bytes(_as_bytes(item) for item in array.ravel().tolist())
+    datatype = DATATYPES.get(array.dtype)
+    if datatype is None:
+        raise TypeError(f"the protocol has no datatype for {array.dtype}")
+    return datatype, memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _as_bytes(item: object) -> bytes:
+    return item if isinstance(item, bytes) else str(item).encode()
+
+
+def rows_of(shapes: Iterable[Sequence[int]]) -> int | None:
+    """The leading dimension that all shapes share, or None."""
+    first, rest = itertools.tee(shapes)
+    sizes = {shape[0] if shape else None for shape in first}
+    return sizes.pop() if len(sizes) == 1 and all(rest) else None
