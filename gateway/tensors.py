@@ -107,7 +107,9 @@ def unpack_bytes(raw: Buffer, count: int) -> list[bytes]:
         elements.append(bytes(view[at + 4 : end]))
         at = end
     if len(elements) != count or at != len(view):
-        raise RequestError(f"expected {count} string elements, the data hold {len(elements)} in {at} of {len(view)} bytes")
+        raise RequestError(
+            f"expected {count} string elements, the data hold {len(elements)} in {at} of {len(view)} bytes"
+        )
     return elements
 
 

@@ -72,7 +72,9 @@ def parse(text: str | bytes) -> ModelConfig:
         raise ConfigError("model.yaml is not YAML") from None
     for tensor in (*config.inputs, *config.outputs):
         if tensor.datatype not in DTYPES:
-            raise ConfigError(f"model.yaml: '{tensor.name}' has datatype {tensor.datatype!r}; known are {', '.join(DTYPES)}")
+            raise ConfigError(
+                f"model.yaml: '{tensor.name}' has datatype {tensor.datatype!r}; known are {', '.join(DTYPES)}"
+            )
     for key, tensors in (("inputs", config.inputs), ("outputs", config.outputs)):
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise ConfigError(f"model.yaml: a name stands twice in {key}")

@@ -1,0 +1,89 @@
+"""The command line."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve PyTorch and TensorFlow models behind one REST API.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gateway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Serve PyTorch and TensorFlow models behind one REST API."""
+
+
+@app.command()
+def serve(  # noqa: PLR0913 - one argument per option
+    model_store: Annotated[Path | None, typer.Option(help="Directory of models.  [default: model_store]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8000]")] = None,
+    workers: Annotated[int | None, typer.Option(help="HTTP worker processes.  [default: 1]")] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.  [default: 67108864]")] = None,
+    request_timeout: Annotated[float | None, typer.Option(help="Seconds a request may take.  [default: 60]")] = None,
+    load_timeout: Annotated[
+        float | None, typer.Option(help="Seconds a model may take to load.  [default: 120]")
+    ] = None,
+    keep_alive_seconds: Annotated[int | None, typer.Option(help="Idle connections are closed.  [default: 5]")] = None,
+    drain_seconds: Annotated[int | None, typer.Option(help="For requests under way at the end.  [default: 30]")] = None,
+) -> None:
+    """Serve every model in the model store.
+
+    Each option can also be set as GATEWAY_<OPTION> in the environment, or in gateway.yaml.
+    """
+    given = locals().copy()
+    # Imported here so that --help and a wrong option answer at once.
+    from rich.console import Console  # noqa: PLC0415
+
+    from gateway.errors import ConfigError  # noqa: PLC0415
+    from gateway.settings import read_settings  # noqa: PLC0415
+    from gateway.startup import show_models  # noqa: PLC0415
+    from gateway.supervisor import listening_socket, supervise  # noqa: PLC0415
+
+    console = Console()
+    try:
+        settings = read_settings(**given)
+        if not settings.model_store.is_dir():
+            raise ConfigError(f"model store {settings.model_store} is not a directory")
+        sock = listening_socket(settings.host, settings.port)
+    except ConfigError as error:
+        print(f"gateway: {error.message}", file=sys.stderr)  # noqa: T201 - the command line's own voice
+        raise typer.Exit(2) from None
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{shown}:{sock.getsockname()[1]}"
+    console.print(f"gateway {__version__}: loading {settings.model_store}", highlight=False)
+    asyncio.run(
+        supervise(
+            settings,
+            sock,
+            on_settled=lambda version: console.print(f"  {version.title}: {version.state.value}", highlight=False),
+            on_started=lambda manager: show_models(console, list(manager.versions.values()), url),
+        )
+    )
+
+
+def main() -> None:
+    """Entry point of the `gateway` command."""
+    app()

@@ -1,0 +1,188 @@
+"""Everything that is not inference: health, metadata, repository, metrics and the documentation pages."""
+
+from typing import Annotated, Any
+
+import msgspec
+import orjson
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from gateway import __version__
+from gateway.errors import GatewayError, NotSupported, PayloadTooLarge, RequestError
+from gateway.http import describe
+from gateway.http.openapi import DESCRIPTION, EMPTY_BODY, INDEX_BODY, INFER_OPERATION
+from gateway.http.responses import error_body, error_headers, status_of
+from gateway.http.state import WorkerState
+
+MAX_SMALL_BODY = 64 << 10
+router = APIRouter()
+
+
+def _state(request: Request) -> WorkerState:
+    state: WorkerState = request.app.state.worker
+    return state
+
+
+State = Annotated[WorkerState, Depends(_state)]
+
+
+def json_response(content: Any, status: int = 200) -> Response:
+    """Any JSON value as a response."""
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+class _IndexRequest(msgspec.Struct):
+    ready: bool = False
+
+
+class _LoadRequest(msgspec.Struct):
+    parameters: dict[str, Any] = {}
+
+
+async def small_body(request: Request) -> bytes:
+    """The body of a call that needs little; PayloadTooLarge beyond that."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_SMALL_BODY:
+            raise PayloadTooLarge(f"the body of this call is limited to {MAX_SMALL_BODY} bytes")
+    return body
+
+
+def _decoded(body: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind) if body.strip() else kind()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the body is not what this call takes: {error}") from None
+
+
+@router.get("/v2", tags=["server"], summary="Server metadata")
+async def server_metadata() -> Response:
+    """Name, version and the protocol extensions that are served."""
+    extensions = ["binary_tensor_data", "model_repository", "model_configuration", "statistics"]
+    return json_response({"name": "gateway", "version": __version__, "extensions": extensions})
+
+
+@router.get("/v2/health/live", tags=["server"], summary="Is the server alive?")
+async def live() -> Response:
+    """200 while the process answers."""
+    return json_response({"live": True})
+
+
+@router.get("/v2/health/ready", tags=["server"], summary="Has the server what it was started with?")
+async def ready(state: State) -> Response:
+    """200 when every model in the store has been loaded or has failed, 503 before.
+
+    A failed or unloaded model makes only itself unready.
+    """
+    return json_response({"ready": state.table.ready}, 200 if state.table.ready else 503)
+
+
+@router.get("/v2/models/{model}/ready", tags=["models"], summary="Can this model answer?")
+@router.get("/v2/models/{model}/versions/{version}/ready", tags=["models"], summary="Can this version answer?")
+async def model_ready(state: State, model: str, version: str | None = None) -> Response:
+    """200 if it can answer now, else 404 or 503 with the reason."""
+    target = state.table.target(model, version)
+    return json_response({"name": target.model, "version": target.version, "ready": True})
+
+
+@router.get("/v2/models/{model}", tags=["models"], summary="Model metadata")
+@router.get("/v2/models/{model}/versions/{version}", tags=["models"], summary="Version metadata")
+async def model_metadata(state: State, model: str, version: str | None = None) -> Response:
+    """Inputs, outputs and, under `parameters`, signatures, the batching decision and what the loader decided."""
+    target = state.table.target(model, version)
+    return json_response(describe.metadata(target, sorted(state.table.models[target.model])))
+
+
+@router.get("/v2/models/{model}/config", tags=["models"], summary="Model configuration")
+@router.get("/v2/models/{model}/versions/{version}/config", tags=["models"], summary="Version configuration")
+async def model_config(state: State, model: str, version: str | None = None) -> Response:
+    """The configuration in force, in the words of Triton's model configuration extension."""
+    return json_response(describe.configuration(state.table.target(model, version)))
+
+
+@router.get("/v2/models/{model}/stats", tags=["models"], summary="Model statistics")
+@router.get("/v2/models/{model}/versions/{version}/stats", tags=["models"], summary="Version statistics")
+async def model_stats(state: State, model: str, version: str | None = None) -> Response:
+    """Requests and times since the start, in the form of Triton's statistics extension."""
+    route = state.table.find(model, version)
+    wanted = [route.version] if version is not None else sorted(state.table.models[model])
+    return json_response(describe.statistics(model, wanted, await state.supervisor.ask("counters")))
+
+
+@router.post(
+    "/v2/repository/index", tags=["repository"], summary="What is in the model store?", openapi_extra=INDEX_BODY
+)
+async def repository_index(request: Request, state: State) -> Response:
+    """Every model version with its state and, if it failed, the reason; `{"ready": true}` leaves only ready ones."""
+    only_ready = _decoded(await small_body(request), _IndexRequest).ready
+    return json_response(describe.index(state.table, only_ready=only_ready))
+
+
+@router.post(
+    "/v2/repository/models/{model}/{action}", tags=["repository"], summary="Load or unload", openapi_extra=EMPTY_BODY
+)
+async def repository_control(request: Request, state: State, model: str, action: str) -> Response:
+    """`load` reads the model from the store again and answers when it is ready; `unload` ends its processes."""
+    parameters = _decoded(await small_body(request), _LoadRequest).parameters
+    if action not in ("load", "unload"):
+        raise HTTPException(404)
+    if any(key == "config" or key.startswith("file:") for key in parameters):
+        raise NotSupported("models are configured in the model store; overrides through the API are refused")
+    await state.supervisor.ask(action, model)
+    return json_response({})
+
+
+@router.post("/v2/models/{model}/infer", tags=["inference"], summary="Infer", openapi_extra=INFER_OPERATION)
+@router.post(
+    "/v2/models/{model}/versions/{version}/infer",
+    tags=["inference"],
+    summary="Infer with one version",
+    openapi_extra=INFER_OPERATION,
+)
+async def infer() -> Response:
+    """Run the model on the given inputs."""
+    # Requests of this form are answered by the connection itself (http/protocol.py) and never get here.
+    raise HTTPException(404)
+
+
+@router.get("/metrics", tags=["server"], summary="Prometheus metrics")
+async def metrics(state: State) -> Response:
+    """Counters, latencies and measured memory in Prometheus text format."""
+    text = await state.supervisor.ask("metrics")
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _gateway_error(_: Request, error: Exception) -> Response:
+    return Response(error_body(error), status_of(error), error_headers(error), "application/json")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = f"Request for unknown path: '{request.url.path[:200]}' is not served here; /docs lists what is"
+    elif error.status_code == 405:
+        message = f"{request.method} is not allowed here"
+    else:
+        message = str(error.detail)
+    headers = dict(error.headers or {})
+    return Response(error_body(GatewayError(message)), error.status_code, headers, "application/json")
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return Response(error_body(RequestError(f"{place}: {first['msg']}")), 400, media_type="application/json")
+
+
+def create_app() -> FastAPI:
+    """The ASGI app that uvicorn calls for every request but inference."""
+    app = FastAPIOffline(title="Model serving gateway", version=__version__, description=DESCRIPTION, redoc_url=None)
+    app.include_router(router)
+    app.add_exception_handler(GatewayError, _gateway_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    return app

@@ -1,0 +1,209 @@
+"""The HTTP connection: uvicorn's own, with inference answered inside it instead of in an ASGI task.
+
+Everything but POST …/infer goes on to uvicorn and the FastAPI app. An inference takes the place that
+uvicorn gives a request (its "cycle"), so that order among pipelined requests, flow control, keep-alive
+and graceful shutdown stay uvicorn's.
+"""
+
+import asyncio
+import re
+from typing import Any, cast
+from urllib.parse import unquote_to_bytes
+
+import httptools
+from fastapi import FastAPI
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from gateway.errors import GatewayError
+from gateway.http.inference import Inference
+from gateway.http.state import WorkerState
+from gateway.routing import Target
+
+_INFER_PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+DIRECT_FROM = 64 << 10
+"""Bodies of more bytes are read from the socket straight to where they are needed."""
+
+
+class InferenceProtocol(HttpToolsProtocol):
+    """One client connection."""
+
+    state: WorkerState
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.state = cast("FastAPI", self.config.app).state.worker
+        self._idle_since: float | None = 0.0
+        self._direct: Inference | None = None
+
+    # Reading
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio: parse, and leave the parser out of the rest of a large body."""
+        super().data_received(data)
+        if self._direct is not None and not self.transport.is_closing():
+            inference, self._direct = self._direct, None
+            inference.read_directly()
+
+    def on_message_begin(self) -> None:
+        """Called by the parser; uvicorn's scope is made only for requests that uvicorn gets."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser: an inference request, or one for uvicorn."""
+        if self.parser.get_method() == b"POST":
+            path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
+            target = self.state.table.infer_paths.get(path)
+            if target is not None:
+                self._begin(target)
+                return
+            if path.endswith(b"/infer") and (match := _INFER_PATH.fullmatch(path)):
+                self._begin(self._find(*match.groups()))
+                return
+        url, expect, headers = self.url, self.expect_100_continue, self.headers
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers
+        super().on_headers_complete()
+
+    def _find(self, model: bytes, version: bytes | None) -> Target | GatewayError:
+        """What a path that is not in the table means: a name written in another way, or an error."""
+        name = unquote_to_bytes(model).decode("utf-8", "replace")
+        try:
+            return self.state.table.target(name, version.decode("latin-1") if version else None)
+        except GatewayError as error:
+            return error
+
+    def _begin(self, target: Target | GatewayError) -> None:
+        existing = self.cycle
+        inference = Inference(self, target)
+        self.cycle = cast("RequestResponseCycle", inference)
+        if existing is None or existing.response_complete:
+            inference.has_turn = True
+            inference.read_headers()
+            if inference.size > DIRECT_FROM:
+                self._direct = inference
+        else:
+            inference.read_headers()
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        cycle: object = self.cycle
+        if isinstance(cycle, Inference):
+            cycle.take(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        cycle: object = self.cycle
+        if isinstance(cycle, Inference):
+            self._direct = None
+            cycle.body_complete()
+        else:
+            super().on_message_complete()
+
+    def body_read_directly(self) -> None:
+        """The rest of a large body has been read past the parser, which therefore starts anew."""
+        self.parser = httptools.HttpRequestParser(self)
+
+    # Answering
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        waiting: object = cycle
+        if isinstance(waiting, Inference):
+            waiting.take_turn()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """A response was written: go on with the next request, or wait for one.
+
+        uvicorn sets and cancels a keep-alive timer for each request; here one timer per connection looks at the clock.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._watch(self.timeout_keep_alive)
+
+    def _watch(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it has been idle for the whole time, else look again when it could have been."""
+        self.timeout_keep_alive_task = None
+        if self.transport.is_closing() or self._idle_since is None:
+            return  # the end of the request under way sets the next timer
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._watch(left)
+        else:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio: nobody waits for the answers of this connection any more."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+            inference: object = cycle
+            if isinstance(inference, Inference):
+                inference.abandon()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+
+class BodyReader(asyncio.BufferedProtocol):
+    """Stands in for a connection's protocol while the rest of a large body is read into its buffer."""
+
+    def __init__(self, connection: InferenceProtocol, inference: Inference) -> None:
+        self._connection = connection
+        self._inference = inference
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Called by asyncio: where the bytes belong."""
+        return self._inference.unread()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Called by asyncio: so many bytes are there."""
+        if not self._inference.filled(nbytes):
+            return
+        self._connection.body_read_directly()
+        swap_protocol(self._connection.transport, self._connection)
+        self._inference.body_complete()
+
+    def eof_received(self) -> bool | None:
+        """Called by asyncio."""
+        return self._connection.eof_received()
+
+    def pause_writing(self) -> None:
+        """Called by asyncio."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Called by asyncio."""
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self._connection.connection_lost(exc)
+
+
+def swap_protocol(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
+    """Have another protocol get what arrives; the pause makes uvloop ask the new one for its buffers."""
+    transport.pause_reading()
+    transport.set_protocol(protocol)
+    transport.resume_reading()

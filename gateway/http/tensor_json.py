@@ -1,0 +1,180 @@
+"""The `data` of a tensor in JSON: numbers and strings to raw bytes, and back."""
+
+import functools
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+import simdjson
+
+from gateway.errors import RequestError
+from gateway.tensors import DTYPES, Array, Buffer, array_from_raw, element_count, pack_bytes
+
+Data = msgspec.Raw | simdjson.Array
+
+_FORMATS = {
+    "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i",
+    "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
+}  # fmt: skip
+_FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+_decode_floats = msgspec.json.Decoder(list[float]).decode
+_decode_ints = msgspec.json.Decoder(list[int]).decode
+_decode_any = msgspec.json.Decoder(list[Any]).decode
+
+
+def raw_from_json(name: str, datatype: str, shape: Sequence[int], data: Data) -> Buffer:
+    """Raw bytes of input `name` from its JSON data, flat or nested as its shape says.
+
+    Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
+    """
+    count = element_count(shape)
+    if isinstance(data, msgspec.Raw):
+        return _raw_from_text(name, datatype, shape, data, count)
+    if datatype in ("BOOL", "BYTES"):
+        return _raw_from_list(name, datatype, shape, data.as_list(), count)
+    return _raw_from_large(name, datatype, shape, data, count)
+
+
+def _raw_from_text(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw, count: int) -> Buffer:
+    try:
+        if datatype in ("FP32", "FP64"):
+            values: Sequence[Any] = _decode_floats(data)
+        elif datatype in ("BOOL", "BYTES") or datatype in _FLOATS:
+            return _raw_from_list(name, datatype, shape, _decode_any(data), count)
+        else:
+            values = _decode_ints(data)
+    except msgspec.ValidationError:
+        # Nested, or not what the datatype says: the slow way finds out which.
+        return _raw_from_list(name, datatype, shape, _any_list(name, data), count)
+    return _pack(name, datatype, shape, values, count)
+
+
+def _any_list(name: str, data: msgspec.Raw) -> list[Any]:
+    try:
+        return _decode_any(data)
+    except msgspec.ValidationError:
+        raise RequestError(f"the data of input '{name}' are not an array") from None
+
+
+def _raw_from_list(name: str, datatype: str, shape: Sequence[int], values: list[Any], count: int) -> Buffer:
+    if values and isinstance(values[0], list):
+        values = _flatten(name, shape, values)
+    if datatype == "BYTES":
+        if not all(isinstance(value, str) for value in values):
+            raise RequestError(f"input '{name}' is BYTES: its JSON data must be strings")
+        _check_count(name, shape, len(values), count)
+        return pack_bytes(value.encode("utf-8", "surrogatepass") for value in values)
+    allowed: tuple[type, ...] = (int, float) if datatype in _FLOATS else (int,)
+    for value in values:
+        right = isinstance(value, allowed) and not isinstance(value, bool)
+        if datatype == "BOOL":
+            right = value is True or value is False or (isinstance(value, int) and value in (0, 1))
+        if not right:
+            raise RequestError(f"input '{name}' is {datatype} and cannot hold {_shown(value)}")
+    return _pack(name, datatype, shape, values, count)
+
+
+def _shown(value: object) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+def _flatten(name: str, shape: Sequence[int], values: list[Any]) -> list[Any]:
+    """The elements of nested lists that are nested exactly as the shape says."""
+    level = values
+    for axis, size in enumerate(shape):
+        if axis:
+            if not all(isinstance(item, list) for item in level):
+                raise _badly_nested(name, shape)
+            lists, level = level, [element for item in level for element in item]
+            if any(len(item) != size for item in lists):
+                raise _badly_nested(name, shape)
+        elif len(level) != size:
+            raise _badly_nested(name, shape)
+    return level
+
+
+def _badly_nested(name: str, shape: Sequence[int]) -> RequestError:
+    return RequestError(f"the nested data of input '{name}' do not have its shape {list(shape)}")
+
+
+def _check_count(name: str, shape: Sequence[int], have: int, want: int) -> None:
+    if have != want:
+        raise RequestError(f"input '{name}' has {have} elements of data, its shape {list(shape)} needs {want}")
+
+
+@functools.lru_cache(maxsize=256)
+def _packer(datatype: str, count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}{_FORMATS[datatype]}")
+
+
+def _pack(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any], count: int) -> Buffer:
+    _check_count(name, shape, len(values), count)
+    try:
+        if datatype == "BF16":
+            return np.array(values, np.float32).astype(DTYPES["BF16"]).tobytes()
+        return _packer(datatype, count).pack(*values)
+    except (struct.error, OverflowError):
+        raise RequestError(f"input '{name}' has a value out of the range of {datatype}") from None
+
+
+def _raw_from_large(name: str, datatype: str, shape: Sequence[int], data: simdjson.Array, count: int) -> Buffer:
+    try:
+        kind = "d" if datatype in _FLOATS else "u" if datatype == "UINT64" else "i"
+        wide: Array = np.frombuffer(data.as_buffer(of_type=kind), {"d": "f8", "i": "i8", "u": "u8"}[kind])
+    except TypeError:
+        raise RequestError(f"the data of input '{name}' are not all {datatype} numbers") from None
+    except ValueError:
+        raise RequestError(f"input '{name}' has a value out of the range of {datatype}") from None
+    if isinstance(_first(data), simdjson.Array):
+        _check_nesting(name, shape, data)
+    elif len(data) != len(wide):
+        raise _badly_nested(name, shape)
+    _check_count(name, shape, len(wide), count)
+    dtype = DTYPES[datatype]
+    if dtype == wide.dtype:
+        return memoryview(wide).cast("B")
+    if kind != "d":
+        limits = np.iinfo(dtype)
+        if count and (wide.min() < limits.min or wide.max() > limits.max):
+            raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(dtype)
+    if kind == "d" and not np.isfinite(narrow).all():
+        raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
+    return memoryview(narrow.view(np.uint8))
+
+
+def _first(data: simdjson.Array) -> Any:
+    return data[0] if len(data) else None
+
+
+def _check_nesting(name: str, shape: Sequence[int], data: simdjson.Array) -> None:
+    """Every list but the elements themselves has the length its axis says."""
+    level: list[Any] = [data]
+    for axis, size in enumerate(shape):
+        if any(not isinstance(item, simdjson.Array) or len(item) != size for item in level):
+            raise _badly_nested(name, shape)
+        if axis + 1 < len(shape):
+            level = [element for item in level for element in item]
+
+
+def json_from_raw(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> bytes:
+    """The flat JSON array of an output; NaN and infinities become null, which is all that JSON has for them.
+
+    RequestError if a BYTES output is no UTF-8: then only binary data can carry it.
+    """
+    if datatype == "BYTES":
+        elements = array_from_raw("BYTES", (math.prod(shape),), raw).tolist()
+        try:
+            return orjson.dumps([element.decode() for element in elements])
+        except UnicodeDecodeError:
+            raise RequestError(f"output '{name}' is not UTF-8 text; ask for it with binary_data") from None
+    array = np.frombuffer(raw, DTYPES[datatype])
+    if datatype == "BF16":
+        array = array.astype(np.float32)
+    return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)

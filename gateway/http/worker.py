@@ -1,0 +1,177 @@
+"""An HTTP worker process: uvicorn on the shared listening socket, and the line to the supervisor."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+import uvicorn
+import uvloop
+from setproctitle import setproctitle
+
+from gateway.errors import DeadlineExceeded, ModelNotReady, from_code
+from gateway.http.app import create_app
+from gateway.http.protocol import InferenceProtocol
+from gateway.http.state import WorkerState
+from gateway.ipc.channel import Channel
+from gateway.ipc.lifeline import die_with_parent
+from gateway.ipc.messages import (
+    Answer,
+    Applied,
+    Ask,
+    Collect,
+    Counts,
+    Hello,
+    InstanceAddress,
+    MessageStream,
+    Routes,
+    Start,
+    ToWorker,
+)
+from gateway.routing import RoutingTable, Target
+
+log = logging.getLogger("gateway.worker")
+
+ASK_SECONDS = {"load": 600.0, "unload": 60.0}
+ASK_DEFAULT_SECONDS = 10.0
+
+
+class Worker:
+    """Keeps the routing table and the channels as the supervisor says, and asks it what it alone knows."""
+
+    def __init__(self, stream: MessageStream[ToWorker], start: Start) -> None:
+        self.state = WorkerState(self, start.max_body_bytes)
+        self._stream = stream
+        self._start = start
+        self._channels: dict[str, Channel] = {}
+        self._tickets = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
+
+    async def ask(self, what: str, model: str = "") -> bytes:
+        """Put a question to the supervisor; DeadlineExceeded if it takes too long, else the error it answers."""
+        ticket = next(self._tickets)
+        future = self._asked[ticket] = asyncio.get_running_loop().create_future()
+        self._stream.send(Ask(ticket=ticket, what=what, model=model))
+        try:
+            return await asyncio.wait_for(future, ASK_SECONDS.get(what, ASK_DEFAULT_SECONDS))
+        except TimeoutError:
+            raise DeadlineExceeded(f"{what} took too long") from None
+        finally:
+            del self._asked[ticket]
+
+    async def listen(self, server: uvicorn.Server) -> None:
+        """Act on what the supervisor says until it is gone; then stop the server."""
+        while (message := await self._stream.receive()) is not None:
+            if isinstance(message, Routes):
+                await self._apply(message)
+            elif isinstance(message, Collect):
+                self._count_pending()
+                self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
+            elif isinstance(message, Answer) and (future := self._asked.get(message.ticket)) and not future.done():
+                if message.error_code:
+                    future.set_exception(from_code(message.error_code, message.text.decode()))
+                else:
+                    future.set_result(message.text)
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(ModelNotReady("the server is stopping"))
+        server.should_exit = True
+
+    async def _apply(self, routes: Routes) -> None:
+        """Connect to new instances, replace the table, and let go of instances that are in it no more."""
+        wanted = {address.instance: address for route in routes.versions for address in route.instances}
+        await asyncio.gather(*(self._connect(wanted[name]) for name in wanted.keys() - self._channels.keys()))
+        targets = []
+        for route in routes.versions:
+            channels = [self._channels[a.instance] for a in route.instances if a.instance in self._channels]
+            if route.ready is not None and route.state == "READY":
+                counters = self.state.counters.of(route.model, str(route.version), route.framework)
+                targets.append(Target(route, channels, counters))
+        self.state.table = RoutingTable(routes.versions, targets, routes.settled)
+        self._stream.send(Applied(epoch=routes.epoch))
+        for name in self._channels.keys() - wanted.keys():
+            self._channels.pop(name).close_when_idle()
+
+    async def _connect(self, address: InstanceAddress) -> None:
+        try:
+            channel = await Channel.connect(
+                address.instance, address.socket_path, self._start.request_timeout, self._lost
+            )
+        except OSError as error:
+            log.warning("instance %s cannot be reached: %s", address.instance, error.strerror)
+            return
+        self._channels[address.instance] = channel
+
+    def _lost(self, channel: Channel) -> None:
+        """An instance is gone: nobody is sent there any more. The supervisor notices by itself."""
+        if self._channels.get(channel.instance) is channel:
+            del self._channels[channel.instance]
+        self.state.table.drop(channel)
+
+    def _count_pending(self) -> None:
+        for target in self.state.table.targets:
+            target.counters.pending = sum(len(channel.pending) for channel in target.channels)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it listens, and leaves signals alone: the supervisor decides when to stop."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn."""
+        await super().startup(sockets)
+        self._on_listening()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Called by uvicorn."""
+        yield
+
+
+async def serve(control: socket.socket) -> None:
+    """Run one worker until the supervisor stops it or is gone."""
+    stream: MessageStream[ToWorker] = await MessageStream.over(control, ToWorker)
+    start = await stream.receive()
+    assert isinstance(start, Start), "the supervisor's first word is Start"
+    worker = Worker(stream, start)
+    app = create_app()
+    app.state.worker = worker.state
+    config = uvicorn.Config(
+        app,
+        http=InferenceProtocol,
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=start.keep_alive_seconds,
+        timeout_graceful_shutdown=start.drain_seconds,
+        backlog=2048,
+    )
+    server = _Server(config, on_listening=lambda: stream.send(Hello(pid=os.getpid())))
+    listening = asyncio.create_task(worker.listen(server))
+    await server.serve([socket.socket(fileno=start.listen_fd)])
+    listening.cancel()
+
+
+def main() -> None:
+    """Entry point: `python -m gateway.http.worker CONTROL_FD SUPERVISOR_PID INDEX`."""
+    control_fd, parent, index = (int(argument) for argument in sys.argv[1:4])
+    die_with_parent(parent)
+    setproctitle(f"gateway: http worker {index}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(socket.socket(fileno=control_fd)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The proof, made at load, that requests joined into a batch get the answers they would get alone."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from gateway.errors import GatewayError
+from gateway.instance.backend import LoadedModel
+from gateway.ipc.messages import Batching
+from gateway.store.manifest import ModelConfig
+from gateway.tensors import Array
+
+AUTO_BATCH_SIZE = 32
+ROWS = 5
+Execute = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+
+def decide_batching(model: LoadedModel, config: ModelConfig) -> Batching:
+    """Whether and how far to batch: what model.yaml says, else what a test of the default signature shows."""
+    if config.stateful:
+        return Batching(1, "model.yaml says that the model keeps state")
+    if config.max_batch_size != "auto":
+        return Batching(config.max_batch_size, "model.yaml says so")
+    signature = model.default_signature
+    if obstacle := model.batching_obstacle(signature):
+        return Batching(1, f"off: {obstacle}")
+    example = model.example(signature)
+    if not example:
+        return Batching(
+            1, "off: no example request is known to test it with; declare inputs or max_batch_size in model.yaml"
+        )
+    try:
+        doubt = doubt_about(lambda inputs: model.execute(signature, inputs), example)
+    except GatewayError as error:
+        return Batching(1, f"off: the model does not take several rows at once ({error.message})")
+    if doubt:
+        return Batching(1, f"off: {doubt}")
+    return Batching(AUTO_BATCH_SIZE, f"on: {ROWS} different rows together gave the same answers as each alone")
+
+
+def doubt_about(execute: Execute, example: Mapping[str, Array]) -> str | None:
+    """Run different rows alone and together; a sentence if the answers differ, None if they agree.
+
+    Rows of the batch differ in sign and scale, so that a model which mixes rows, normalises over the
+    batch or takes a branch for all rows by the values of one is found out. Raises what `execute` raises.
+    """
+    if any(not array.ndim or len(array) != 1 for array in example.values()):
+        return "an input has no batch dimension"
+    rng = np.random.default_rng(0)
+    rows = [{name: _vary(array, index, rng) for name, array in example.items()} for index in range(ROWS)]
+    alone = [execute(row) for row in rows]
+    again = execute(rows[0])
+    if any(not agree(alone[0][name], again[name]) for name in again):
+        return "the same request gave two different answers"
+    together = execute({name: np.concatenate([row[name] for row in rows]) for name in example})
+    for name, array in together.items():
+        if not array.ndim or len(array) != ROWS:
+            return f"output '{name}' has shape {list(array.shape)} for {ROWS} rows"
+        for index, answer in enumerate(alone):
+            if not answer[name].ndim or len(answer[name]) != 1 or not agree(answer[name], array[index : index + 1]):
+                return f"a row's output '{name}' depends on the rows beside it"
+    if all(agree(alone[0][name], other[name]) for other in alone[1:] for name in together):
+        return "no test request was found whose rows get different answers"
+    return None
+
+
+def _vary(example: Array, index: int, rng: np.random.Generator) -> Array:
+    """A row like the example's: the example itself first, then values of other signs and scales."""
+    if index == 0 or example.dtype == object:
+        return example if index == 0 else _vary_strings(example, index)
+    if example.dtype.kind == "b":
+        return np.asarray(rng.random(example.shape) < 0.5)
+    if example.dtype.kind in "iu":
+        # Indices into tables are the common case: stay within what the example shows to be allowed.
+        low, high = min(0, int(example.min(initial=0))), int(example.max(initial=0))
+        return rng.integers(low, high + 1, example.shape).astype(example.dtype)
+    scale = (1.0, 0.01, 3.0, 1.0)[(index - 1) % 4]
+    noise = rng.standard_normal(example.shape) * scale
+    return np.asarray(np.abs(noise) if index == 1 else -np.abs(noise) if index == 2 else noise).astype(example.dtype)
+
+
+def _vary_strings(example: Array, index: int) -> Array:
+    varied = np.empty(example.shape, dtype=object)
+    varied.ravel()[:] = [item if not item else item * (index + 1) for item in example.ravel().tolist()]
+    return varied
+
+
+def agree(left: Array, right: Array) -> bool:
+    """Whether two answers are the same but for the rounding that another batch size may bring."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if left.dtype == object or left.dtype.kind in "biuSU":
+        return bool(np.array_equal(left, right))
+    coarse = 1e-2 if left.dtype.itemsize < 4 else 1e-4
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    scale = float(np.max(np.abs(a[np.isfinite(a)]), initial=0.0))
+    return bool(np.allclose(a, b, rtol=coarse, atol=coarse * 0.1 * scale, equal_nan=True))

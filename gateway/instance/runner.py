@@ -1,0 +1,116 @@
+"""The warm parent of all instances of one framework: imports it, does nothing else, and forks."""
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+from gateway.instance.backend import Backend
+from gateway.ipc.lifeline import die_with_parent
+from gateway.ipc.messages import Exited, Kill, RunnerReady, Spawn, ToRunner, pack, unpack
+
+MAX_DATAGRAM = 1 << 17
+
+def import_backend(framework: str) -> Backend:
+    """The backend of a framework, with the framework imported."""
+    if framework == "pytorch":
+        from gateway.instance.torch_backend import TorchBackend  # noqa: PLC0415 - each runner imports one framework
+
+        return TorchBackend()
+    from gateway.instance.tensorflow_backend import TensorFlowBackend  # noqa: PLC0415 - as above
+
+    return TensorFlowBackend()
+
+
+class Runner:
+    """Receives Spawn over a datagram socket, forks, and reports exits until the socket closes."""
+
+    def __init__(self, backend: Backend, control: socket.socket) -> None:
+        self._backend = backend
+        self._control = control
+        self._poll = select.poll()
+        self._children: dict[int, tuple[int, str]] = {}  # pidfd → pid, instance
+
+    def run(self) -> None:
+        """Serve the supervisor until it is gone."""
+        self._poll.register(self._control, select.POLLIN)
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd != self._control.fileno():
+                    self._report_exit(fd)
+                elif not self._receive():
+                    return
+
+    def _receive(self) -> bool:
+        data, fds, _, _ = socket.recv_fds(self._control, MAX_DATAGRAM, 1)
+        if not data:
+            return False
+        message: ToRunner = unpack(data, ToRunner)
+        if isinstance(message, Kill):
+            for fd, (_, instance) in self._children.items():
+                if instance == message.instance:
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+        else:
+            self._fork(message, fds[0])
+        return True
+
+    def _fork(self, spawn: Spawn, control_fd: int) -> None:
+        threads = len(os.listdir("/proc/self/task"))
+        assert threads == 1, f"{threads} threads in the runner would not survive a fork"
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_instance(spawn, control_fd, parent)
+        os.close(control_fd)
+        fd = os.pidfd_open(pid)
+        self._children[fd] = pid, spawn.instance
+        self._poll.register(fd, select.POLLIN)
+
+    def _report_exit(self, fd: int) -> None:
+        pid, instance = self._children.pop(fd)
+        self._poll.unregister(fd)
+        os.close(fd)
+        _, status = os.waitpid(pid, 0)
+        self._control.send(pack(Exited(instance=instance, exit_code=os.waitstatus_to_exitcode(status))))
+
+    def _become_instance(self, spawn: Spawn, control_fd: int, parent: int) -> NoReturn:
+        from gateway.instance.process import main  # noqa: PLC0415 - imported already; names the next step here
+
+        code = 1
+        try:
+            die_with_parent(parent)
+            self._control.close()
+            for fd in self._children:
+                os.close(fd)
+            code = main(self._backend, spawn, socket.socket(fileno=control_fd))
+        finally:
+            os._exit(code)  # never back into the runner's loop, nor through its exit handlers
+
+
+def main() -> None:
+    """Entry point: `python -m gateway.instance.runner FRAMEWORK CONTROL_FD SUPERVISOR_PID`."""
+    framework, control_fd, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    setproctitle(f"gateway: runner {framework}")
+    started = time.perf_counter()
+    backend = import_backend(framework)
+    import gateway.instance.process  # noqa: F401, PLC0415 - every instance needs it: imported once, before the fork
+
+    control = socket.socket(fileno=control_fd)
+    control.send(pack(RunnerReady(seconds=time.perf_counter() - started)))
+    # What is alive now is shared by all children: keep the collector from touching, and so copying, its pages.
+    gc.collect()
+    gc.freeze()
+    Runner(backend, control).run()
+
+
+if __name__ == "__main__":
+    main()

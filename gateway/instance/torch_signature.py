@@ -1,0 +1,67 @@
+"""The signature of a TorchScript model, from what was declared, what its graph shows and what a run returned."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.instance.torch_inputs import Example, dictionary_keys
+from gateway.instance.torch_types import LIST_DATATYPES, SCALAR_DATATYPES, Argument
+from gateway.store.manifest import ModelConfig
+from gateway.tensors import DATATYPES, Array, TensorSpec
+
+
+def inputs(
+    arguments: Sequence[Argument], graph: Any, config: ModelConfig, example: Example | None, pair: Example | None
+) -> tuple[TensorSpec, ...]:
+    """One spec for each input; those that model.yaml declares are strict, all others are the best that is known."""
+    declared = {tensor.name: tensor.spec() for tensor in config.inputs}
+    found: dict[str, TensorSpec] = {}
+    certain = {out.unique() for node in graph.nodes() for out in node.outputs()}
+    for argument, value in zip(arguments, list(graph.inputs())[1:], strict=False):
+        optional = {argument.name: argument.optional}
+        if argument.kind == "default":
+            continue
+        if argument.kind == "entries":
+            # A key that is only looked up inside a branch may be left out.
+            looked_up = {} if argument.elements else dictionary_keys(value)
+            optional = {key: argument.optional or tensor.unique() not in certain for key, tensor in looked_up.items()}
+        if argument.elements:
+            optional = dict.fromkeys(argument.elements, argument.optional)
+        for name, may_miss in optional.items():
+            spec = declared.get(name) or _guess(name, argument, example, pair)
+            found[name] = TensorSpec(spec.name, spec.datatype, spec.shape, may_miss, spec.strict)
+    return tuple(found.values())
+
+
+def outputs(
+    config: ModelConfig, promised: tuple[str, ...], answer: Example | None, answer_to_pair: Example | None
+) -> tuple[TensorSpec, ...]:
+    """One spec for each output that is declared, promised by forward's type or was returned for the example."""
+    declared = {tensor.name: tensor.spec() for tensor in config.outputs}
+    if answer is not None:
+        pair = answer_to_pair or {}
+        return tuple(declared.get(name) or _seen(name, array, pair.get(name)) for name, array in answer.items())
+    names = [*declared, *promised[len(declared) :]]
+    return tuple(declared.get(name) or TensorSpec(name, "FP32", None, strict=False) for name in names)
+
+
+def takes_more(arguments: Sequence[Argument]) -> bool:
+    """Whether names beyond the signature's are handed on, to a dictionary or to a list of any length."""
+    return any(a.kind == "entries" or (a.kind == "tensors" and not a.elements) for a in arguments)
+
+
+def _guess(name: str, argument: Argument, example: Example | None, pair: Example | None) -> TensorSpec:
+    if argument.scalar:
+        return TensorSpec(name, SCALAR_DATATYPES[argument.kind], (), strict=False)
+    if argument.kind in LIST_DATATYPES:
+        return TensorSpec(name, LIST_DATATYPES[argument.kind], (-1,), strict=False)
+    if example is not None and name in example:
+        return _seen(name, example[name], (pair or {}).get(name))
+    return TensorSpec(name, "FP32", None, strict=False)
+
+
+def _seen(name: str, array: Array, for_pair: Array | None) -> TensorSpec:
+    """An array seen once; its first dimension is open where a second row changed it."""
+    shape: tuple[int, ...] = array.shape
+    if for_pair is not None and array.ndim == for_pair.ndim > 0 and len(array) != len(for_pair):
+        shape = (-1, *array.shape[1:])
+    return TensorSpec(name, DATATYPES[array.dtype], shape, strict=False)

@@ -1,0 +1,92 @@
+"""Shared memory through which large tensors pass from one process to another without a socket.
+
+The side that writes owns the arena and decides what is free; the other side only reads. An arena is a
+memfd whose size is sealed, so that the reader cannot be made to touch memory that is gone.
+"""
+
+import bisect
+import fcntl
+import mmap
+import os
+
+ALIGNMENT = 64
+CAPACITY = 256 << 20
+"""Bytes of address space; memory is used only where something was written."""
+THRESHOLD = 64 << 10
+"""Tensors of more bytes than this travel in the arena."""
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Regions:
+    """Which parts of [0, capacity) are taken: first fit from the low end, so that the same pages serve again."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._starts: list[int] = []
+        self._ends: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def allocate(self, size: int, lead: int = 0) -> int | None:
+        """Offset of a free region of `size` bytes, or None; the byte at offset + lead is aligned."""
+        at = -lead % ALIGNMENT
+        for start in self._starts:
+            if start - at >= size:
+                break
+            at = self._next(self._ends[start], lead)
+        if size > self.capacity - at:
+            return None
+        bisect.insort(self._starts, at)
+        self._ends[at] = at + max(size, 1)
+        return at
+
+    def free(self, offset: int) -> None:
+        """Give back the region at `offset`; KeyError if none is there."""
+        del self._ends[offset]
+        del self._starts[bisect.bisect_left(self._starts, offset)]
+
+    @staticmethod
+    def _next(end: int, lead: int) -> int:
+        return end + (-(end + lead) % ALIGNMENT)
+
+
+class Arena:
+    """The writer's side: an anonymous file, its mapping and what of it is in use. Takes over the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, os.fstat(fd).st_size)
+        self.view = memoryview(self._map)
+        self.regions = Regions(len(self.view))
+
+    @classmethod
+    def create(cls, name: str, capacity: int = CAPACITY) -> "Arena":
+        """A new arena of its own."""
+        return cls(create_memory(name, capacity))
+
+    def trim(self) -> None:
+        """Give the memory of an idle arena back to the system; nothing may be in use."""
+        assert not self.regions
+        self._map.madvise(mmap.MADV_REMOVE)
+
+    def close(self) -> None:
+        """Drop the descriptor; the mapping goes when its last view does."""
+        os.close(self.fd)
+
+
+def create_memory(name: str, capacity: int = CAPACITY) -> int:
+    """A descriptor of new shared memory whose size nobody can change."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, capacity)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def map_readable(fd: int) -> memoryview:
+    """The reader's side: the whole arena behind `fd`; ValueError if its size is not sealed."""
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        raise ValueError("the arena's size is not sealed")
+    # Writable although it is only read: frameworks refuse arrays that are not (they never write to inputs).
+    return memoryview(mmap.mmap(fd, os.fstat(fd).st_size))

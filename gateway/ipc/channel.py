@@ -1,0 +1,261 @@
+"""An HTTP worker's connection to one instance: requests out, replies in, large tensors through arenas."""
+
+import asyncio
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import msgspec
+
+from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, from_code
+from gateway.ipc.arena import THRESHOLD, Arena, create_memory, map_readable
+from gateway.ipc.framing import (
+    CANCEL,
+    INFER,
+    OFFSET,
+    RELEASE,
+    RESULT,
+    Failure,
+    ReplyHead,
+    ResultHeader,
+    reply_reader,
+    request_frame,
+    result_header,
+    split_payload,
+)
+from gateway.tensors import Buffer
+
+SWEEP_SECONDS = 1.0
+TRIM_SECONDS = 5.0
+
+
+class Reply(NamedTuple):
+    """What came back for one request; `error` is set or `header` and `tensors` are.
+
+    `tensors` are views that hold only until the callback that got them returns. Times are seconds;
+    `received` is of the monotonic clock.
+    """
+
+    error: GatewayError | None
+    header: ResultHeader | None
+    tensors: Sequence[Buffer]
+    queue_seconds: float
+    compute_seconds: float
+    batch_rows: int
+    received: float
+
+
+class _Call:
+    __slots__ = ("on_reply", "regions", "sent")
+
+    def __init__(self, on_reply: Callable[[Reply], None] | None, sent: float, regions: list[int]) -> None:
+        self.on_reply = on_reply
+        self.sent = sent
+        self.regions = regions
+
+
+def _died() -> InstanceDied:
+    return InstanceDied("the model's process ended before it answered; trying again may help")
+
+
+_decode_failure = msgspec.msgpack.Decoder(Failure).decode
+
+
+class Channel(asyncio.Protocol):
+    """A multiplexed stream: any number of calls under way, answered in any order."""
+
+    def __init__(self, instance: str, timeout: float, on_lost: Callable[["Channel"], None]) -> None:
+        self.instance = instance
+        self.pending: dict[int, _Call] = {}
+        self.arena = Arena.create("gateway-requests")
+        self._reply_fd = create_memory("gateway-replies")
+        self._replies = map_readable(self._reply_fd)
+        self._timeout = timeout
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._reader = reply_reader()
+        self._next_id = 0
+        self._out: list[Buffer] = []
+        self._transport: asyncio.Transport
+        self._waiters: deque[Callable[[], None]] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._trimmer: asyncio.TimerHandle | None = None
+        self._draining = False
+        self.closed = False
+
+    @classmethod
+    async def connect(cls, instance: str, path: str, timeout: float, on_lost: Callable[["Channel"], None]) -> "Channel":
+        """Connect to an instance's socket and lend it the arenas; OSError if it is not there.
+
+        `timeout` is the longest a call may take, in seconds; `on_lost` is called when the instance goes.
+        """
+        channel = cls(instance, timeout, on_lost)
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(path)
+            socket.send_fds(sock, [b"arenas"], [channel.arena.fd, channel._reply_fd])
+            sock.setblocking(False)
+            await channel._loop.create_unix_connection(lambda: channel, sock=sock)
+        except OSError:
+            sock.close()
+            channel._close_arenas()
+            raise
+        return channel
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Called by asyncio: every call under way fails with InstanceDied."""
+        self.closed = True
+        for timer in (self._sweeper, self._trimmer):
+            if timer:
+                timer.cancel()
+        self._on_lost(self)
+        now = time.perf_counter()
+        error = _died()
+        calls, self.pending = self.pending, {}
+        for call in calls.values():
+            if call.on_reply:
+                call.on_reply(Reply(error, None, (), 0.0, 0.0, 0, now))
+        self._wake()
+        self._close_arenas()
+
+    def close(self) -> None:
+        """Stop using this instance; calls under way fail."""
+        self._transport.abort()
+
+    def close_when_idle(self) -> None:
+        """Let calls under way finish, then close."""
+        self._draining = True
+        if not self.pending:
+            self.close()
+
+    def reserve(self, size: int, lead: int = 0) -> int | None:
+        """A region of the request arena whose byte `lead` is aligned, or None while the arena is full."""
+        if self._trimmer:
+            self._trimmer.cancel()
+            self._trimmer = None
+        return self.arena.regions.allocate(size, lead)
+
+    def when_freed(self, callback: Callable[[], None]) -> None:
+        """Call back once, when a region was freed or the channel closed."""
+        self._waiters.append(callback)
+
+    def unreserve(self, region: int) -> None:
+        """Give back a region that no call took over."""
+        if self.closed:
+            return
+        self.arena.regions.free(region)
+        self._wake()
+        if not self.arena.regions and not self._trimmer:
+            self._trimmer = self._loop.call_later(TRIM_SECONDS, self._trim)
+
+    def place(self, raw: Buffer, regions: list[int]) -> Buffer | None:
+        """Copy a large tensor into the arena: its offset as bytes, its region appended; None: send it inline."""
+        if len(raw) <= THRESHOLD:
+            return None
+        region = self.reserve(len(raw))
+        if region is None:
+            return None
+        regions.append(region)
+        self.arena.view[region : region + len(raw)] = raw
+        return OFFSET.pack(region)
+
+    def call(
+        self,
+        header: bytes,
+        payload: Sequence[Buffer],
+        regions: list[int],
+        on_reply: Callable[[Reply], None],
+        now: float,
+    ) -> int:
+        """Send a request; `regions` are freed when its reply is in. Returns the id that `cancel` takes."""
+        self._next_id = request_id = self._next_id + 1
+        if self.closed:
+            self._loop.call_soon(on_reply, Reply(_died(), None, (), 0.0, 0.0, 0, now))
+            return request_id
+        self._write(request_frame(INFER, request_id, header, payload))
+        self.pending[request_id] = _Call(on_reply, now, regions)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Nobody waits for this call any more; its regions stay taken until the instance confirms."""
+        call = self.pending.get(request_id)
+        if call and call.on_reply:
+            call.on_reply = None
+            self._write(request_frame(CANCEL, request_id))
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio: hand each reply to its call."""
+        now = time.perf_counter()
+        try:
+            for head, header, payload in self._reader.feed(data):
+                self._hand_over(head, header, payload, now)
+            if self._draining and not self.pending:
+                self.close()
+        except (ProtocolError, msgspec.DecodeError):
+            self._transport.abort()  # a model that has taken over its instance must not take over the worker
+
+    def _hand_over(self, head: ReplyHead, raw_header: bytes, payload: bytes, now: float) -> None:
+        call = self.pending.pop(head.request_id, None)
+        if call is None:
+            raise ProtocolError("a reply to no request")
+        if call.regions:
+            for region in call.regions:
+                self.unreserve(region)
+        if head.kind == RESULT:
+            header = result_header(raw_header)
+            tensors = split_payload(header.outputs, payload, self._replies)
+            if call.on_reply:
+                call.on_reply(Reply(None, header, tensors, *head[4:], now))
+            if any(tensor.in_arena for tensor in header.outputs):
+                self._write(request_frame(RELEASE, head.request_id))
+        elif call.on_reply:
+            failure = _decode_failure(payload)
+            call.on_reply(Reply(from_code(failure.code, failure.message), None, (), *head[4:], now))
+
+    def _write(self, parts: list[Buffer]) -> None:
+        # One write per turn of the event loop, however many requests the turn brought.
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out += parts
+
+    def _flush(self) -> None:
+        if not self.closed:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def _sweep(self) -> None:
+        """Answer the calls whose time is over. Calls are in the order in which they were sent."""
+        self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self.pending else None
+        now = time.perf_counter()
+        late = []
+        for request_id, call in self.pending.items():
+            if now - call.sent <= self._timeout:
+                break
+            late.append((request_id, call.on_reply))
+        error = DeadlineExceeded(f"the model did not answer within {self._timeout:g} s")
+        for request_id, on_reply in late:
+            self.cancel(request_id)
+            if on_reply:
+                on_reply(Reply(error, None, (), 0.0, 0.0, 0, now))
+
+    def _wake(self) -> None:
+        for _ in range(len(self._waiters)):
+            self._loop.call_soon(self._waiters.popleft())
+
+    def _trim(self) -> None:
+        self._trimmer = None
+        if not self.arena.regions:
+            self.arena.trim()
+
+    def _close_arenas(self) -> None:
+        self.arena.close()
+        os.close(self._reply_fd)

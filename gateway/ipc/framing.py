@@ -1,0 +1,194 @@
+"""The frames between an HTTP worker and an instance, as bytes and nothing else (no sockets here).
+
+A frame is a fixed head, a small msgpack header and a payload. The payload is, tensor after tensor,
+either the tensor's raw bytes or the 8-byte offset at which they lie in a shared-memory arena. Headers
+of equal requests are equal bytes, so that both sides decode each kind of request once.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from gateway.errors import ProtocolError
+from gateway.tensors import Buffer
+
+MAX_HEADER = 0xFFFF
+MAX_PAYLOAD = 1 << 31
+OFFSET = struct.Struct("<Q")
+
+INFER, CANCEL, RELEASE = 1, 2, 3
+RESULT, FAILURE = 1, 2
+
+
+class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a frame; `in_arena` says that the payload holds its offset instead of its bytes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+    in_arena: bool = False
+
+
+class RequestHeader(msgspec.Struct, frozen=True, array_like=True):
+    """What an INFER frame asks for; `outputs` empty means all of them."""
+
+    signature: str
+    inputs: tuple[TensorHeader, ...]
+    outputs: tuple[str, ...] = ()
+
+
+class ResultHeader(msgspec.Struct, array_like=True, eq=False):
+    """What a RESULT frame brings; one object per distinct header (see `result_header`), compared by identity."""
+
+    outputs: tuple[TensorHeader, ...]
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """What a FAILURE frame says: `code` of a class in gateway.errors, or "cancelled"."""
+
+    code: str
+    message: str
+
+
+class RequestHead(NamedTuple):
+    """Fixed head of a frame to an instance."""
+
+    kind: int
+    header_size: int
+    payload_size: int
+    request_id: int
+
+
+class ReplyHead(NamedTuple):
+    """Fixed head of a frame from an instance; times in seconds.
+
+    `batch_rows` is 0 except in the first reply of each execution, so that executions can be counted.
+    """
+
+    kind: int
+    header_size: int
+    payload_size: int
+    request_id: int
+    queue_seconds: float
+    compute_seconds: float
+    batch_rows: int
+
+
+REQUEST_HEAD = struct.Struct("<BxHIQ")
+REPLY_HEAD = struct.Struct("<BxHIQffI")
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+def request_frame(kind: int, request_id: int, header: bytes = b"", payload: Sequence[Buffer] = ()) -> list[Buffer]:
+    """The parts of a frame to an instance, to be written one after another; ProtocolError if it is too large."""
+    size = sum(map(len, payload))
+    _check_sizes(len(header), size)
+    return [REQUEST_HEAD.pack(kind, len(header), size, request_id), header, *payload]
+
+
+def reply_frame(
+    kind: int,
+    request_id: int,
+    header: bytes,
+    payload: Sequence[Buffer] = (),
+    times: tuple[float, float, int] = (0.0, 0.0, 0),
+) -> list[Buffer]:
+    """The parts of a frame from an instance; `times` are queue seconds, compute seconds, batch rows."""
+    size = sum(map(len, payload))
+    _check_sizes(len(header), size)
+    return [REPLY_HEAD.pack(kind, len(header), size, request_id, *times), header, *payload]
+
+
+def _check_sizes(header: int, payload: int) -> None:
+    if header > MAX_HEADER or payload > MAX_PAYLOAD:
+        raise ProtocolError(f"a frame of {header} + {payload} bytes is over the limit")
+
+
+Head = TypeVar("Head", RequestHead, ReplyHead)
+
+
+class FrameReader(Generic[Head]):
+    """Cuts a stream of bytes into frames, however the bytes arrive."""
+
+    def __init__(self, layout: struct.Struct, head: Callable[..., Head]) -> None:
+        self._layout = layout
+        self._head = head
+        self._parts: list[bytes] = []  # of a frame that is not complete yet
+        self._have = 0
+        self._need = 0
+
+    def feed(self, data: bytes) -> list[tuple[Head, bytes, bytes]]:
+        """The frames that `data` completes, each as head, header, payload; ProtocolError if they make no sense."""
+        if self._parts:
+            self._parts.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return []
+            data = b"".join(self._parts)
+            self._parts = []
+        frames = []
+        layout, at, end = self._layout, 0, len(data)
+        need = layout.size
+        while end - at >= layout.size:
+            head = self._head(*layout.unpack_from(data, at))
+            if head[0] not in (1, 2, 3) or head[2] > MAX_PAYLOAD:
+                raise ProtocolError(f"no frame starts with kind {head[0]} and {head[2]} bytes")
+            header_at = at + layout.size
+            payload_at = header_at + head[1]
+            stop = payload_at + head[2]
+            if stop > end:
+                need = stop - at
+                break
+            frames.append((head, data[header_at:payload_at], data[payload_at:stop]))
+            at = stop
+        if at < end:
+            self._parts, self._have, self._need = [data[at:]], end - at, need
+        return frames
+
+
+def request_reader() -> FrameReader[RequestHead]:
+    """A reader of the frames that an instance receives."""
+    return FrameReader(REQUEST_HEAD, RequestHead)
+
+
+def reply_reader() -> FrameReader[ReplyHead]:
+    """A reader of the frames that a worker receives."""
+    return FrameReader(REPLY_HEAD, ReplyHead)
+
+
+HEADERS = 4096
+"""Distinct result headers remembered; more of them only costs decoding again."""
+_result_headers: dict[bytes, ResultHeader] = {}
+_decode_result = msgspec.msgpack.Decoder(ResultHeader).decode
+
+
+def result_header(raw: bytes) -> ResultHeader:
+    """The header of a RESULT frame, the same object for the same bytes; msgspec.DecodeError if it is none."""
+    header = _result_headers.get(raw)
+    if header is None:
+        if len(_result_headers) >= HEADERS:
+            _result_headers.clear()
+        header = _result_headers[raw] = _decode_result(raw)
+    return header
+
+
+def split_payload(tensors: Sequence[TensorHeader], payload: bytes, arena: memoryview | None) -> list[memoryview]:
+    """Each tensor's raw bytes, in the payload or in the arena; ProtocolError if they are not there."""
+    view, at, pieces = memoryview(payload), 0, []
+    for tensor in tensors:
+        if tensor.in_arena:
+            (offset,) = OFFSET.unpack_from(view, at)
+            at += OFFSET.size
+            if arena is None or offset + tensor.size > len(arena):
+                raise ProtocolError("a tensor lies outside the arena")
+            pieces.append(arena[offset : offset + tensor.size])
+        else:
+            pieces.append(view[at : at + tensor.size])
+            at += tensor.size
+    if at != len(view):
+        raise ProtocolError(f"a frame of {len(view)} bytes holds tensors of {at}")
+    return pieces

@@ -1,0 +1,232 @@
+"""What the supervisor, its HTTP workers, its runners and their instances say to each other."""
+
+import asyncio
+import socket
+import struct
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from gateway.store.manifest import ModelConfig
+from gateway.tensors import Signature
+
+MAX_MESSAGE = 64 << 20
+_LENGTH = struct.Struct("<I")
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Base of all messages: a tagged msgpack map."""
+
+
+# supervisor → runner (one message per datagram; Spawn carries the instance's control socket)
+class Spawn(Message):
+    """Fork an instance."""
+
+    instance: str
+    model: str
+    version: int
+    index: int
+    platform: str
+    artifact: str
+    config: ModelConfig
+    device: str
+    visible_gpu: str
+    """What CUDA_VISIBLE_DEVICES becomes; empty hides every GPU."""
+    socket_path: str
+
+
+class Kill(Message):
+    """End an instance now."""
+
+    instance: str
+
+
+class RunnerReady(Message):
+    """Runner → supervisor: the framework is imported."""
+
+    seconds: float
+
+
+class Exited(Message):
+    """Runner → supervisor: an instance's process ended, with its wait status as `os.waitstatus_to_exitcode` tells."""
+
+    instance: str
+    exit_code: int
+
+
+# instance → supervisor
+class Batching(msgspec.Struct, frozen=True):
+    """Whether requests are joined, up to how many rows, and why."""
+
+    max_batch_size: int
+    reason: str
+
+
+class Ready(Message):
+    """The model is loaded, verified and warm, and its socket listens."""
+
+    pid: int
+    platform: str
+    signatures: dict[str, Signature]
+    default_signature: str
+    batching: Batching
+    notes: list[str]
+    load_seconds: float
+    private_bytes: int
+
+
+class Failed(Message):
+    """The model cannot be served."""
+
+    reason: str
+
+
+class Stop(Message):
+    """Supervisor → instance: finish what is queued, then exit."""
+
+
+# supervisor → worker
+class Start(Message):
+    """The first message to a worker: what it needs to begin."""
+
+    listen_fd: int
+    max_body_bytes: int
+    request_timeout: float
+    keep_alive_seconds: int
+    drain_seconds: int
+
+
+class InstanceAddress(msgspec.Struct, frozen=True):
+    """Where a worker finds an instance."""
+
+    instance: str
+    device: str
+    socket_path: str
+
+
+class VersionRoute(msgspec.Struct, frozen=True):
+    """One model version as the HTTP side needs to know it."""
+
+    model: str
+    version: int
+    platform: str
+    framework: str
+    state: str
+    reason: str
+    config: ModelConfig
+    ready: Ready | None = None
+    instances: list[InstanceAddress] = []
+
+
+class Routes(Message):
+    """The complete routing table; what is not in it is gone."""
+
+    epoch: int
+    versions: list[VersionRoute]
+    settled: bool
+    """Whether every wanted version has become READY or FAILED once."""
+
+
+class Collect(Message):
+    """Send what has been counted since the last time."""
+
+    ticket: int
+
+
+class Answer(Message):
+    """Supervisor → worker: the answer to its Ask of that ticket."""
+
+    ticket: int
+    text: bytes = b""
+    error_code: str = ""
+
+
+# worker → supervisor
+class Hello(Message):
+    """The worker accepts connections."""
+
+    pid: int
+
+
+class Applied(Message):
+    """The worker routes by this epoch now."""
+
+    epoch: int
+
+
+class Counts(Message):
+    """Answer to Collect: the worker's counters since the last time, as gateway.metrics packs them."""
+
+    ticket: int
+    packed: bytes
+
+
+class Ask(Message):
+    """Worker → supervisor: a question that only the supervisor can answer."""
+
+    ticket: int
+    what: str
+    """metrics | counters | load | unload"""
+    model: str = ""
+
+
+ToRunner = Spawn | Kill
+FromRunner = RunnerReady | Exited
+FromInstance = Ready | Failed
+ToWorker = Start | Routes | Collect | Answer
+FromWorker = Hello | Applied | Counts | Ask
+
+_encode = msgspec.msgpack.Encoder().encode
+T = TypeVar("T")
+
+
+def pack(message: Message) -> bytes:
+    """One message as bytes, without its length."""
+    return _encode(message)
+
+
+def unpack(data: bytes, kinds: Any) -> Any:
+    """The message in `data`, one of `kinds`; msgspec.DecodeError if it is none."""
+    return msgspec.msgpack.decode(data, type=kinds)
+
+
+def send(sock: socket.socket, message: Message) -> None:
+    """Write a message to a blocking stream socket."""
+    data = pack(message)
+    sock.sendall(_LENGTH.pack(len(data)) + data)
+
+
+class MessageStream(Generic[T]):
+    """Messages over an asyncio stream; T is the union of what can be received."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kinds: Any) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = msgspec.msgpack.Decoder(kinds)
+
+    @classmethod
+    async def over(cls, sock: socket.socket, kinds: Any) -> "MessageStream[T]":
+        """Wrap a connected socket, which is closed with the stream."""
+        sock.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        return cls(reader, writer, kinds)
+
+    async def receive(self) -> T | None:
+        """The next message, or None when the other side is gone; msgspec.DecodeError if it speaks nonsense."""
+        try:
+            (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            if size > MAX_MESSAGE:
+                raise msgspec.DecodeError(f"a message of {size} bytes")
+            received: T = self._decoder.decode(await self._reader.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        return received
+
+    def send(self, message: Message) -> None:
+        """Queue a message; if the other side is gone, `receive` tells."""
+        data = pack(message)
+        self._writer.write(_LENGTH.pack(len(data)) + data)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()

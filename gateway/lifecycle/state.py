@@ -1,0 +1,36 @@
+"""The states of a model version and every way from one to another.
+
+Side effects come in this order: LOADING is entered before anything is spawned; READY after every instance
+answered and before any route is published; DRAINING before the routes without it are published; UNLOADED
+when the last process has ended.
+"""
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a version stands."""
+
+    NEW = "NEW"
+    LOADING = "LOADING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    UNLOADED = "UNLOADED"
+    FAILED = "FAILED"
+
+
+_NEXT: dict[State, frozenset[State]] = {
+    State.NEW: frozenset({State.LOADING, State.FAILED}),
+    State.LOADING: frozenset({State.READY, State.DRAINING, State.FAILED}),
+    State.READY: frozenset({State.LOADING, State.DRAINING, State.FAILED}),
+    State.DRAINING: frozenset({State.UNLOADED, State.FAILED}),
+    State.UNLOADED: frozenset({State.LOADING}),
+    State.FAILED: frozenset({State.LOADING, State.DRAINING}),
+}
+
+
+def next_state(current: State, wanted: State) -> State:
+    """`wanted`, if there is a way to it; ValueError if not (a bug of the caller's)."""
+    if wanted not in _NEXT[current]:
+        raise ValueError(f"no way from {current} to {wanted}")
+    return wanted

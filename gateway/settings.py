@@ -1,0 +1,68 @@
+"""Settings of `gateway serve`: gateway.yaml, over it GATEWAY_* variables, over them the command line."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from gateway.errors import ConfigError
+
+CONFIG_FILE = "gateway.yaml"
+# Kubernetes sets these in every pod beside a Service called "gateway"; they are not meant for us.
+_SERVICE_LINK = re.compile(r"GATEWAY_(SERVICE_.*|PORT_\d+_.*)")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, with its default."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", yaml_file=CONFIG_FILE, extra="forbid", frozen=True)
+
+    model_store: Path = Path("model_store")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    max_body_bytes: Annotated[int, Field(ge=1, le=128 << 20)] = 64 << 20
+    request_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Seconds after which a request that its model has not answered gets 504."""
+    load_timeout: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    """Seconds a model may take to load before it is FAILED."""
+    keep_alive_seconds: Annotated[int, Field(ge=1)] = 5
+    drain_seconds: Annotated[int, Field(ge=0)] = 30
+    """Seconds that requests under way are given when the server stops."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings' signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Called by pydantic-settings: the sources, strongest first."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def read_settings(**from_command_line: Any) -> Settings:
+    """The settings in force; ConfigError names the key that is unknown or whose value is bad."""
+    known = {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.upper().startswith("GATEWAY_") and variable.upper() not in known:
+            if _SERVICE_LINK.fullmatch(variable):
+                continue
+            raise ConfigError(f"unknown setting {variable} in the environment; known are {', '.join(sorted(known))}")
+    given = {name: value for name, value in from_command_line.items() if value is not None}
+    try:
+        return Settings(**given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or CONFIG_FILE
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"unknown setting '{key}' in {CONFIG_FILE}") from None
+        raise ConfigError(f"bad value for setting '{key}': {first['msg']} (got {first['input']!r})") from None
+    except Exception as error:  # yaml's own errors, whatever their class
+        raise ConfigError(f"{CONFIG_FILE} cannot be read: {str(error).splitlines()[0]}") from None

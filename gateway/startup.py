@@ -1,0 +1,80 @@
+"""What `gateway serve` shows at its start: the models and a first request to paste."""
+
+import json
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from gateway.exposition import measure
+from gateway.lifecycle.manager import Version
+from gateway.lifecycle.state import State
+from gateway.tensors import Signature, TensorSpec
+
+_MAX_ELEMENTS = 100
+
+
+def show_models(console: Console, versions: Sequence[Version], url: str) -> None:
+    """A table of all versions, then a curl line that works when pasted."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("MODEL", "VERSION", "PLATFORM", "DEVICE", "STATE", "LOAD", "PRIVATE", "BATCH"):
+        table.add_column(column)
+    private = {(each.model, each.version): 0 for each in measure(versions)}
+    for each in measure(versions):
+        private[each.model, each.version] += each.private
+    for version in sorted(versions, key=lambda version: version.title):
+        artifact, ready = version.artifact, version.ready
+        key = (artifact.model, str(artifact.version))
+        table.add_row(
+            artifact.model,
+            str(artifact.version),
+            artifact.platform or "?",
+            " ".join(sorted({instance.device.name for instance in version.instances})),
+            version.state.value,
+            f"{ready.load_seconds * 1000:.0f} ms" if ready else "",
+            f"{private.get(key, 0) / 1e6:.1f} MB" if ready else "",
+            str(ready.batching.max_batch_size) if ready else "",
+        )
+    console.print(table)
+    for version in versions:
+        if version.state is State.FAILED:
+            console.print(f"[red]{version.title} FAILED:[/red] {version.reason}", highlight=False)
+    console.print(
+        f"\nServing on {url} — the API is described at {url}/docs, metrics are at {url}/metrics", highlight=False
+    )
+    line = first_request(versions, url)
+    console.print(
+        f"Try it:\n\n{line}\n" if line else "No model is ready.\n", highlight=False, soft_wrap=True, markup=False
+    )
+
+
+def first_request(versions: Sequence[Version], url: str) -> str | None:
+    """A curl line for the ready model whose smallest request is the shortest; None if there is none."""
+    lines = []
+    for version in versions:
+        if version.ready is None or version.state is not State.READY:
+            continue
+        body = example_body(version.ready.signatures[version.ready.default_signature])
+        if body is not None:
+            lines.append(f"curl {url}/v2/models/{version.artifact.model}/infer -d '{json.dumps(body)}'")
+    return min(lines, key=len, default=None)
+
+
+def example_body(signature: Signature) -> dict[str, object] | None:
+    """A request of one row of ones; None if it would be long or an input's rank is unknown."""
+    if any(spec.shape is None for spec in signature.inputs if not spec.optional):
+        return None
+    inputs = [_example_input(spec) for spec in signature.inputs if not spec.optional]
+    if sum(len(data) for item in inputs if isinstance(data := item["data"], list)) > _MAX_ELEMENTS:
+        return None
+    return {"inputs": inputs}
+
+
+def _example_input(spec: TensorSpec) -> dict[str, object]:
+    shape = [1 if size < 0 else size for size in spec.shape or ()]
+    one: object = "hello" if spec.datatype == "BYTES" else True if spec.datatype == "BOOL" else 1
+    if spec.datatype in ("FP16", "BF16", "FP32", "FP64"):
+        one = 0.5
+    count = min(math.prod(shape), _MAX_ELEMENTS + 1)
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [one] * count}
