@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, InferenceFailed
 from gateway.instance.backend import LoadedModel
 from gateway.ipc.messages import Batching
 from gateway.store.manifest import ModelConfig
@@ -12,7 +12,9 @@ from gateway.tensors import Array
 
 AUTO_BATCH_SIZE = 32
 ROWS = 5
-Execute = Callable[[Mapping[str, Array]], dict[str, Array]]
+WORDS = ("where is the library", "wo ist der Bahnhof, bitte", "", "¿dónde está?")
+Tensors = dict[str, Array]
+Execute = Callable[[Mapping[str, Array]], Tensors]
 
 
 def decide_batching(model: LoadedModel, config: ModelConfig) -> Batching:
@@ -46,9 +48,7 @@ def doubt_about(execute: Execute, example: Mapping[str, Array]) -> str | None:
     """
     if any(not array.ndim or len(array) != 1 for array in example.values()):
         return "an input has no batch dimension"
-    rng = np.random.default_rng(0)
-    rows = [{name: _vary(array, index, rng) for name, array in example.items()} for index in range(ROWS)]
-    alone = [execute(row) for row in rows]
+    rows, alone = _different_rows(execute, example)
     again = execute(rows[0])
     if any(not agree(alone[0][name], again[name]) for name in again):
         return "the same request gave two different answers"
@@ -59,15 +59,37 @@ def doubt_about(execute: Execute, example: Mapping[str, Array]) -> str | None:
         for index, answer in enumerate(alone):
             if not answer[name].ndim or len(answer[name]) != 1 or not agree(answer[name], array[index : index + 1]):
                 return f"a row's output '{name}' depends on the rows beside it"
-    if all(agree(alone[0][name], other[name]) for other in alone[1:] for name in together):
-        return "no test request was found whose rows get different answers"
-    return None
+    return None if _tell_apart(alone) else "no test request was found whose rows get different answers"
 
 
-def _vary(example: Array, index: int, rng: np.random.Generator) -> Array:
+def _different_rows(execute: Execute, example: Mapping[str, Array]) -> tuple[list[Tensors], list[Tensors]]:
+    """Rows like the example and their answers alone; of the ways to make text differ, the first that tells rows apart."""
+    ways: list[tuple[str, ...]] = [(), WORDS] if any(array.dtype == object for array in example.values()) else [()]
+    found: tuple[list[Tensors], list[Tensors]] | None = None
+    for words in ways:
+        rng = np.random.default_rng(0)
+        rows = [{name: _vary(array, index, rng, words) for name, array in example.items()} for index in range(ROWS)]
+        try:
+            alone = [execute(row) for row in rows]
+        except InferenceFailed:
+            if found is None:
+                raise
+            break  # the model takes numbers as text, say, and no words
+        found = rows, alone
+        if _tell_apart(alone):
+            break
+    assert found is not None
+    return found
+
+
+def _tell_apart(answers: list[Tensors]) -> bool:
+    return any(not agree(answers[0][name], other[name]) for other in answers[1:] for name in other)
+
+
+def _vary(example: Array, index: int, rng: np.random.Generator, words: tuple[str, ...]) -> Array:
     """A row like the example's: the example itself first, then values of other signs and scales."""
     if index == 0 or example.dtype == object:
-        return example if index == 0 else _vary_strings(example, index)
+        return example if index == 0 else _vary_strings(example, index, words)
     if example.dtype.kind == "b":
         return np.asarray(rng.random(example.shape) < 0.5)
     if example.dtype.kind in "iu":
@@ -79,10 +101,10 @@ def _vary(example: Array, index: int, rng: np.random.Generator) -> Array:
     return np.asarray(np.abs(noise) if index == 1 else -np.abs(noise) if index == 2 else noise).astype(example.dtype)
 
 
-def _vary_strings(example: Array, index: int) -> Array:
-    varied = np.empty(example.shape, dtype=object)
-    varied.ravel()[:] = [item if not item else item * (index + 1) for item in example.ravel().tolist()]
-    return varied
+def _vary_strings(example: Array, index: int, words: tuple[str, ...]) -> Array:
+    varied = np.empty(example.size, dtype=object)
+    varied[:] = [words[index - 1].encode() if words else item * (index + 1) for item in example.ravel().tolist()]
+    return varied.reshape(example.shape)
 
 
 def agree(left: Array, right: Array) -> bool:

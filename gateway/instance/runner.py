@@ -17,6 +17,7 @@ from gateway.ipc.messages import Exited, Kill, RunnerReady, Spawn, ToRunner, pac
 
 MAX_DATAGRAM = 1 << 17
 
+
 def import_backend(framework: str) -> Backend:
     """The backend of a framework, with the framework imported."""
     if framework == "pytorch":

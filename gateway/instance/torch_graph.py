@@ -59,8 +59,10 @@ _DROPOUTS = frozenset(
     }
 )
 _SIZED_BY_VALUES = frozenset({"aten::nonzero", "aten::masked_select", "aten::unique_consecutive", "aten::unique_dim"})
+_OPAQUE = frozenset({"prim::CallMethod", "prim::CallFunction", "prim::fork", "prim::PythonOp", "prim::rpc_async"})
 _CONSTRUCTORS = frozenset({"prim::ListConstruct", "prim::TupleConstruct", "prim::DictConstruct"})
 _ELEMENTS = frozenset({"aten::__getitem__", "prim::ListUnpack", "prim::TupleUnpack", "prim::TupleIndex"})
+_NUMBERS = ("IntType", "BoolType", "FloatType")
 _SAME_ROWS = frozenset(
     {"aten::to", "aten::contiguous", "aten::clone", "aten::detach", "aten::type_as", "prim::unchecked_cast"}
 )
@@ -127,16 +129,15 @@ def examine(graph: Any) -> Facts:
     """Read a graph (best a frozen one: its constants are folded) without running anything."""
     nodes = list(walk(graph))
     kinds = {node.kind() for node in nodes}
-    written = _written(graph, nodes)
-    values, rows = _taint(graph, nodes)
+    steps = list(_steps(graph))
+    written = _written(graph, steps)
+    values, rows = _taint(graph, steps)
     loops = _conditions(nodes, "prim::Loop")
     branches = _conditions(nodes, "prim::If")
     return Facts(
-        state="attribute" in written or "prim::SetAttr" in kinds or any(_updates_statistics(node) for node in nodes),
-        opaque=bool(
-            kinds & {"prim::CallMethod", "prim::CallFunction", "prim::fork", "prim::PythonOp", "prim::rpc_async"}
-        ),
-        random=any(_is_random(node) for node in nodes),
+        state="attribute" in written or "prim::SetAttr" in kinds or any(map(_updates_statistics, nodes)),
+        opaque=not kinds.isdisjoint(_OPAQUE),
+        random=any(map(_is_random, nodes)),
         value_control=any(unique in values for unique, _ in loops + branches),
         value_loop=any(unique in values for unique, _ in loops),
         row_control=any(unique in rows and not check for unique, check in loops + branches),
@@ -186,44 +187,64 @@ def _node_effects(node: Any) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     return ((), None) if schema == "(no schema)" or node.kind() in _DROPOUTS else _effects(schema)
 
 
-def flows(nodes: list[Any]) -> list[tuple[Any, Any]]:
-    """Pairs (value, value it becomes) across the borders of branches and loops."""
+def flows(node: Any) -> list[tuple[Any, Any]]:
+    """Pairs (value, value it becomes) across the borders of a branch or a loop."""
+    outputs = list(node.outputs())
+    if node.kind() == "prim::If":
+        return [pair for block in node.blocks() for pair in zip(block.outputs(), outputs, strict=False)]
+    if node.kind() != "prim::Loop":
+        return []
+    body = next(iter(node.blocks()))
+    carried, parameters, results = list(node.inputs())[2:], list(body.inputs())[1:], list(body.outputs())[1:]
     pairs: list[tuple[Any, Any]] = []
-    for node in nodes:
-        outputs = list(node.outputs())
-        if node.kind() == "prim::If":
-            for block in node.blocks():
-                pairs += zip(block.outputs(), outputs, strict=False)
-        elif node.kind() == "prim::Loop":
-            body = next(iter(node.blocks()))
-            carried, parameters, results = list(node.inputs())[2:], list(body.inputs())[1:], list(body.outputs())[1:]
-            for sources in (carried, results):
-                pairs += [*zip(sources, parameters, strict=False), *zip(sources, outputs, strict=False)]
+    for sources in (carried, results):
+        pairs += [*zip(sources, parameters, strict=False), *zip(sources, outputs, strict=False)]
     return pairs
 
 
-def _written(graph: Any, nodes: list[Any]) -> set[str]:
+class _Step:
+    """One operator, or a value that crosses a border (kind "flow"), read from the graph once."""
+
+    __slots__ = ("inputs", "kind", "node", "outputs", "results", "sources")
+
+    def __init__(self, node: Any, kind: str, inputs: list[Any], outputs: list[Any]) -> None:
+        self.node, self.kind, self.inputs, self.outputs = node, kind, inputs, outputs
+        self.sources = [value.unique() for value in inputs]
+        self.results = [value.unique() for value in outputs]
+
+
+def _steps(block: Any) -> Iterator[_Step]:
+    """The steps of a graph in the order of their execution, so that one pass carries a property to the end."""
+    for node in block.nodes():
+        kind = node.kind()
+        if kind not in ("prim::If", "prim::Loop"):
+            yield _Step(node, kind, list(node.inputs()), list(node.outputs()))
+            continue
+        crossings = [_Step(None, "flow", [source], [target]) for source, target in flows(node)]
+        if kind == "prim::Loop":
+            yield from crossings
+        for inner in node.blocks():
+            yield from _steps(inner)
+        yield from crossings
+
+
+def _written(graph: Any, steps: list[_Step]) -> set[str]:
     """Which of "attribute" and "input" some operator writes into."""
     origins: dict[int, str] = {value.unique(): "input" for value in list(graph.inputs())[1:]}
     parents: dict[int, list[int]] = {}
     fresh: set[int] = set()  # containers made here: writing to them leaves their elements alone
     targets: list[tuple[int, bool]] = []
-    for node in nodes:
-        kind, inputs = node.kind(), list(node.inputs())
-        if kind in ("prim::GetAttr", "prim::Constant"):
-            origins.update((out.unique(), "attribute") for out in node.outputs() if _holds_tensors(out))
+    for step in steps:
+        if step.kind in ("prim::GetAttr", "prim::Constant"):
+            origins.update((out.unique(), "attribute") for out in step.outputs if _holds_tensors(out))
             continue
-        if kind in ("prim::If", "prim::Loop"):
-            continue
-        writes, views = _node_effects(node)
-        targets += [(inputs[index].unique(), _is_tensor(inputs[index])) for index in writes]
-        sources = inputs if views is None else [inputs[index] for index in views]
-        for out in node.outputs():
-            parents[out.unique()] = [source.unique() for source in sources]
-            if kind in _CONSTRUCTORS:
-                fresh.add(out.unique())
-    for source, target in flows(nodes):
-        parents.setdefault(target.unique(), []).append(source.unique())
+        writes, views = ((), None) if step.node is None else _node_effects(step.node)
+        targets += [(step.sources[index], _is_tensor(step.inputs[index])) for index in writes]
+        sources = step.sources if views is None else [step.sources[index] for index in views]
+        for result in step.results:
+            parents.setdefault(result, []).extend(sources)
+        if step.kind in _CONSTRUCTORS:
+            fresh.update(step.results)
     return {origin for target, is_tensor in targets for origin in _origins(target, is_tensor, origins, parents, fresh)}
 
 
@@ -255,53 +276,51 @@ def _holds_tensors(value: Any) -> bool:
     return kind == "TensorType" or (kind != "ClassType" and "Tensor" in str(value.type()))
 
 
-def _taint(graph: Any, nodes: list[Any]) -> tuple[set[int], set[int]]:
+def _taint(graph: Any, steps: list[_Step]) -> tuple[set[int], set[int]]:
     """The values that depend on the inputs' values, and the numbers that depend on how many rows they have."""
     inputs = list(graph.inputs())[1:]
-    values, rows = {value.unique() for value in inputs}, set[int]()
     # A scalar argument decides for a whole request; joining requests with one is refused elsewhere.
-    values -= {value.unique() for value in inputs if not _holds_tensors(value)}
+    values, rows = {value.unique() for value in inputs if _holds_tensors(value)}, set[int]()
     leading = {value.unique() for value in inputs}
-    crossings = flows(nodes)
     size = -1
-    while size != (size := len(values) + len(rows) + len(leading)):
-        for node in nodes:
-            _taint_values(node, values)
-            _taint_rows(node, leading, rows)
-        for source, target in crossings:
-            for group in (values, rows):
-                if source.unique() in group:
-                    group.add(target.unique())
+    while size != (size := len(values) + len(rows) + len(leading)):  # more than twice only where loops feed back
+        for step in steps:
+            _taint_values(step, values)
+            _taint_rows(step, leading, rows)
     return values, rows
 
 
-def _taint_values(node: Any, values: set[int]) -> None:
-    tainted = [value for value in node.inputs() if value.unique() in values]
-    if not tainted or node.kind() in ("prim::If", "prim::Loop"):
+def _taint_values(step: _Step, values: set[int]) -> None:
+    if values.isdisjoint(step.sources) or (step.results and values.issuperset(step.results)):
         return
-    kind = node.kind()
-    reads_values = kind not in _METADATA and (not kind.startswith("prim::") or kind == "prim::tolist")
+    kind = step.kind
+    reads_values = kind == "prim::tolist" or (
+        kind not in _METADATA and kind != "flow" and not kind.startswith("prim::")
+    )
+    tainted = [value for value, source in zip(step.inputs, step.sources, strict=True) if source in values]
     to_scalar = any((_is_tensor(value) and reads_values) or not _holds_tensors(value) for value in tainted)
-    values.update(out.unique() for out in node.outputs() if to_scalar or _holds_tensors(out))
+    values.update(out.unique() for out in step.outputs if to_scalar or _holds_tensors(out))
 
 
-def _taint_rows(node: Any, leading: set[int], rows: set[int]) -> None:
-    kind, inputs = node.kind(), list(node.inputs())
-    if not inputs or kind in ("prim::If", "prim::Loop"):
+def _taint_rows(step: _Step, leading: set[int], rows: set[int]) -> None:
+    kind, inputs, sources = step.kind, step.inputs, step.sources
+    if leading.isdisjoint(sources) and rows.isdisjoint(sources):
         return
-    first, outputs = inputs[0].unique(), [out.unique() for out in node.outputs()]
-    if first in leading and (kind in _SAME_ROWS or (kind in _ELEMENTS and not _is_list_of_int(inputs[0]))):
-        leading.update(outputs)  # the same tensor in another dtype, or one of a list or dictionary of tensors
-    elif first in leading and kind in ("aten::size", "aten::len"):
-        if constant(inputs[1]) == 0 if len(inputs) == 2 else kind == "aten::len" and _is_tensor(inputs[0]):
-            rows.update(outputs)
-        elif len(inputs) == 1 and kind == "aten::size":
-            leading.update(outputs)
-    elif first in leading and _is_list_of_int(inputs[0]):
+    if sources[0] not in leading or kind == "flow":
+        if not rows.isdisjoint(sources):
+            rows.update(out.unique() for out in step.outputs if out.type().kind() in _NUMBERS)
+    elif _is_list_of_int(inputs[0]):  # the whole shape; its first element is the number of rows
         if kind == "prim::ListUnpack" or (kind == "aten::__getitem__" and constant(inputs[1]) == 0):
-            rows.add(outputs[0])
-    elif any(value.unique() in rows for value in inputs):
-        rows.update(out.unique() for out in node.outputs() if out.type().kind() in ("IntType", "BoolType", "FloatType"))
+            rows.add(step.results[0])
+    elif kind in _SAME_ROWS or kind in _ELEMENTS:  # as many rows in another dtype, or one of a list or dictionary
+        leading.update(step.results)
+    elif kind == "aten::len" and _is_tensor(inputs[0]):
+        rows.update(step.results)
+    elif kind == "aten::size":
+        if len(inputs) == 1:
+            leading.update(step.results)
+        elif constant(inputs[1]) == 0:
+            rows.update(step.results)
 
 
 def _is_list_of_int(value: Any) -> bool:

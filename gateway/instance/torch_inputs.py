@@ -157,10 +157,10 @@ def guesses(graph: Any, arguments: Sequence[Argument], dtype: torch.dtype) -> di
 
     Dictionaries contribute the keys that the graph looks up, lists one tensor.
     """
-    nodes = list(walk(graph))
     further: dict[int, list[Any]] = {}
-    for source, target in flows(nodes):
-        further.setdefault(source.unique(), []).append(target)
+    for node in walk(graph):
+        for source, target in flows(node):
+            further.setdefault(source.unique(), []).append(target)
     found: dict[str, list[Guess]] = {}
     values = list(graph.inputs())[1:]
     for argument, value in zip(arguments, values, strict=False):
