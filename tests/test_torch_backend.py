@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -426,3 +429,12 @@ def test_hooks_of_a_scripted_module_are_run(load: Any) -> None:
     want = module(torch.ones(1, 16)) * 2
     module.register_forward_hook(double)
     assert np.allclose(call(load(module), input=np.ones((1, 16), np.float32))["output_0"], want.detach())
+
+
+def test_importing_the_backend_starts_no_thread() -> None:
+    code = "import os, gateway.instance.torch_backend as b; b.TorchBackend(); print(len(os.listdir('/proc/self/task')))"
+    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | one, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"

@@ -309,18 +309,22 @@ def _taint_rows(step: _Step, leading: set[int], rows: set[int]) -> None:
     if sources[0] not in leading or kind == "flow":
         if not rows.isdisjoint(sources):
             rows.update(out.unique() for out in step.outputs if out.type().kind() in _NUMBERS)
-    elif _is_list_of_int(inputs[0]):  # the whole shape; its first element is the number of rows
-        if kind == "prim::ListUnpack" or (kind == "aten::__getitem__" and constant(inputs[1]) == 0):
-            rows.add(step.results[0])
-    elif kind in _SAME_ROWS or kind in _ELEMENTS:  # as many rows in another dtype, or one of a list or dictionary
-        leading.update(step.results)
-    elif kind == "aten::len" and _is_tensor(inputs[0]):
-        rows.update(step.results)
-    elif kind == "aten::size":
-        if len(inputs) == 1:
-            leading.update(step.results)
-        elif constant(inputs[1]) == 0:
-            rows.update(step.results)
+    elif _counts_rows(step):
+        rows.add(step.results[0])
+    elif kind in _SAME_ROWS or (kind in _ELEMENTS and not _is_list_of_int(inputs[0])):
+        leading.update(step.results)  # as many rows in another dtype, or one of a list or dictionary
+    elif kind == "aten::size" and len(inputs) == 1:
+        leading.update(step.results)  # the whole shape; its first element is the number of rows
+
+
+def _counts_rows(step: _Step) -> bool:
+    """Whether the first result of a step on a tensor, or on its shape, is its number of rows."""
+    kind, inputs = step.kind, step.inputs
+    if _is_list_of_int(inputs[0]):
+        return kind == "prim::ListUnpack" or (kind == "aten::__getitem__" and constant(inputs[1]) == 0)
+    if kind == "aten::size":
+        return len(inputs) == 2 and constant(inputs[1]) == 0
+    return kind == "aten::len" and _is_tensor(inputs[0])
 
 
 def _is_list_of_int(value: Any) -> bool:
