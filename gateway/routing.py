@@ -27,6 +27,8 @@ class Target:
         self.signatures = route.ready.signatures
         self.default_signature = route.ready.default_signature
         self.response_start = orjson.dumps({"model_name": self.model, "model_version": self.version})[:-1]
+        self.forms: dict[object, object] = {}
+        """Request forms that have been checked (http/form.py)."""
         self.specs: dict[str, dict[str, TensorSpec]] = {
             name: {spec.name: spec for spec in signature.inputs} for name, signature in self.signatures.items()
         }

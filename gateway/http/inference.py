@@ -42,34 +42,37 @@ class Inference:
 
     message_event = _QUIET
 
+    # Defaults, so that a plain small request sets little.
+    response_complete = False
+    disconnected = False
+    keep_alive = True
+    has_turn = False
+    size = -1  # of the body as announced; -1: not announced
+    _target: Target | None = None
+    _error: GatewayError | None = None
+    _channel: Channel | None = None
+    _request: oip.InferenceRequest | None = None
+    _request_id = 0
+    _complete = False
+    _json_size: int | None = None
+    _encoding = ""
+    _accept: str | None = None
+    _received = 0
+    _buffer: memoryview | None = None  # where a large body goes, in the arena or beside it
+    _region: int | None = None
+    _decode_seconds = 0.0
+    _sent = 0.0
+
     def __init__(self, connection: "InferenceProtocol", target: Target | GatewayError) -> None:
         self.started = time.perf_counter()
-        self.response_complete = False
-        self.disconnected = False
-        self.keep_alive = True
-        self.has_turn = False
-        self.size = -1  # of the body as announced; -1: not announced
         self._connection = connection
         self._limit = connection.state.max_body_bytes
-        self._target: Target | None = None
-        self._error: GatewayError | None = None
+        self._parts: list[bytes] = []
+        self._regions: list[int] = []
         if isinstance(target, Target):
             self._target = target
         else:
             self._error = target
-        self._channel: Channel | None = None
-        self._request: oip.InferenceRequest | None = None
-        self._request_id = 0
-        self._complete = False
-        self._json_size: int | None = None
-        self._encoding = ""
-        self._accept: str | None = None
-        self._parts: list[bytes] = []
-        self._received = 0
-        self._buffer: memoryview | None = None  # where a large body goes, in the arena or beside it
-        self._region: int | None = None
-        self._regions: list[int] = []
-        self._decode_seconds = 0.0
 
     # Reading the request
 
@@ -343,7 +346,10 @@ class Inference:
         if self.disconnected or self.response_complete:
             return
         connection = self._connection
-        connection.transport.write(b"".join(parts))
+        if self.keep_alive:
+            connection.state.write_soon(connection.transport, b"".join(parts))
+        else:
+            connection.transport.write(b"".join(parts))
         self.response_complete = True
         self._parts = []
         self._buffer = None

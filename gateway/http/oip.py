@@ -4,46 +4,22 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import orjson
-import simdjson
 
 from gateway.errors import RequestError
-from gateway.http.json_depth import MAX_DEPTH, too_deep
+from gateway.http.form import FormInput, checked_form
+from gateway.http.oip_json import Input, Request, parse
 from gateway.http.tensor_json import Data, json_from_raw, raw_from_json
 from gateway.ipc.channel import Channel
-from gateway.ipc.framing import OFFSET, RequestHeader, ResultHeader, TensorHeader, encode
+from gateway.ipc.framing import OFFSET, ResultHeader
 from gateway.routing import Target
-from gateway.tensors import DTYPES, ITEMSIZES, Buffer, Signature, TensorSpec, check_raw, element_count, pack_bytes
-
-LARGE_JSON = 32 << 10
-"""JSON of more bytes than this goes through simdjson, which is slower to start and faster per byte."""
-NO_DATA = msgspec.Raw()
+from gateway.tensors import ITEMSIZES, Buffer, TensorSpec, check_raw, element_count, pack_bytes
 
 
-class _Input(msgspec.Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: dict[str, Any] | None = None
-    data: msgspec.Raw = NO_DATA
-
-
-class _Output(msgspec.Struct):
-    name: str
-    parameters: dict[str, Any] | None = None
-
-
-class _Request(msgspec.Struct):
-    inputs: list[_Input]
-    id: str = ""
-    parameters: dict[str, Any] | None = None
-    outputs: list[_Output] | None = None
-
-
-class Body(NamedTuple):
+class Body(msgspec.Struct):
     """A request body as received; `region` is where it lies in the channel's arena, if it does."""
 
     data: bytes | bytearray | memoryview
@@ -52,18 +28,15 @@ class Body(NamedTuple):
     region: int | None = None
 
 
-class InferenceRequest(NamedTuple):
+class InferenceRequest(msgspec.Struct):
     """A decoded request, ready to be sent to an instance."""
 
     header: bytes
     payload: list[Buffer]
-    id: str
-    binary_default: bool
-    binary: dict[str, bool]
+    id: str = ""
+    binary_default: bool = False
+    binary: dict[str, bool] = {}
     """What single outputs ask for, over the default."""
-
-
-_decode_request = msgspec.json.Decoder(_Request).decode
 
 
 def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
@@ -71,104 +44,52 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
 
     Regions of the channel's arena that the request takes are appended to `regions`. RequestError says what is wrong.
     """
-    if body.json_size == 0:
-        return _decode_raw(body, target, regions)
     size = body.json_size
-    if size is not None and not 0 < size <= len(body.data):
+    if size == 0:
+        return _decode_raw(body, target)
+    if size is not None and size > len(body.data):
         raise RequestError(f"Inference-Header-Content-Length is {size}, the body has {len(body.data)} bytes")
-    view = memoryview(body.data)
-    request, data = _parse(body.data if size is None else view[:size])
-    parameters = request.parameters or {}
-    signature = target.signature(_text(parameters, "signature_name"))
-    tensors, payload = [], []
-    at = len(view) if size is None else size
-    for item, item_data in zip(request.inputs, data, strict=True):
-        spec = _spec_for(item, target, signature, tensors)
-        binary_size = (item.parameters or {}).get("binary_data_size")
+    request, data = parse(body.data if size is None else memoryview(body.data)[:size])
+    parameters = request.parameters
+    outputs = tuple([output.name for output in request.outputs]) if request.outputs else ()
+    form = checked_form(
+        target,
+        _text(parameters, "signature_name") if parameters else None,
+        tuple([(item.name, item.datatype, item.shape) for item in request.inputs]),
+        outputs,
+    )
+    payload: list[Buffer] = []
+    tensors: list[tuple[int, bool]] = []
+    at = len(body.data) if size is None else size
+    for item, expected, values in zip(request.inputs, form.inputs, data, strict=True):
+        binary_size = item.parameters.get("binary_data_size") if item.parameters else None
         if binary_size is None:
-            raw = _json_data(item, item_data)
+            if values is None:
+                raise RequestError(f"input '{item.name}' has neither data nor binary_data_size")
+            raw = raw_from_json(expected.name, expected.datatype, expected.shape, expected.count, values)
             placed = channel.place(raw, regions)
         else:
-            raw = _binary_data(item, binary_size, item_data, view, at)
+            raw = _binary_data(item, expected, binary_size, values, memoryview(body.data), at)
+            placed = channel.place(raw, regions) if body.region is None else OFFSET.pack(body.region + at)
             at += len(raw)
-            placed = None if body.region is None else OFFSET.pack(body.region + at - len(raw))
-            if body.region is None:
-                placed = channel.place(raw, regions)
-        if spec is not None and spec.strict:
-            _check_shape(item, spec)
-        tensors.append(TensorHeader(item.name, item.datatype, tuple(item.shape), len(raw), placed is not None))
+        tensors.append((len(raw), placed is not None))
         payload.append(raw if placed is None else placed)
-    if at != len(view):
-        raise RequestError(f"the body has {len(view) - at} bytes that belong to no input")
-    _check_required(target, signature, tensors)
-    return _request(request, signature, tensors, payload)
+    if at != len(body.data):
+        raise RequestError(f"the body has {len(body.data) - at} bytes that belong to no input")
+    decoded = InferenceRequest(form.header_for(tensors), payload, request.id)
+    if parameters or outputs:
+        decoded.binary_default, decoded.binary = _binary_outputs(request)
+    return decoded
 
 
-def _request(
-    request: _Request, signature: Signature, tensors: list[TensorHeader], payload: list[Buffer]
-) -> InferenceRequest:
-    outputs = request.outputs or []
-    binary: dict[str, bool] = {}
-    for output in outputs:
-        if output.parameters and (wanted := output.parameters.get("binary_data")) is not None:
-            binary[output.name] = _flag("binary_data", wanted)
-    names = tuple(output.name for output in outputs)
-    if names:
-        _check_outputs(signature, names)
-    default = _flag("binary_data_output", (request.parameters or {}).get("binary_data_output", False))
-    header = encode(RequestHeader(signature.name, tuple(tensors), names))
-    return InferenceRequest(header, payload, request.id, default, binary)
-
-
-def _parse(text: bytes | bytearray | memoryview) -> tuple[_Request, Sequence[Data]]:
-    """The request and, for each of its inputs, the data not yet converted."""
-    if too_deep(text):
-        raise RequestError(f"the JSON is nested more than {MAX_DEPTH} deep")
-    if len(text) > LARGE_JSON:
-        return _parse_large(text)
-    try:
-        request = _decode_request(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(_sentence(error)) from None
-    return request, [item.data for item in request.inputs]
-
-
-def _parse_large(text: bytes | bytearray | memoryview) -> tuple[_Request, Sequence[Data]]:
-    try:
-        document = simdjson.Parser().parse(text)
-    except (ValueError, RuntimeError, UnicodeDecodeError):
-        raise RequestError("the body is not valid JSON") from None
-    if not isinstance(document, simdjson.Object):
-        raise RequestError("Expected `object` as the whole body")
-    data: list[Data] = []
-    inputs: list[Any] = []
-    plain = {key: value for key, value in document.items() if key != "inputs"}
-    raw_inputs = document.get("inputs")
-    for item in raw_inputs if isinstance(raw_inputs, simdjson.Array) else ():
-        if not isinstance(item, simdjson.Object):
-            raise RequestError("Expected `object` - at `$.inputs[...]`")
-        inputs.append({key: _plain(value) for key, value in item.items() if key != "data"})
-        tensor_data = item.get("data")
-        if tensor_data is not None and not isinstance(tensor_data, simdjson.Array):
-            raise RequestError("Expected `array` - at `$.inputs[...].data`")
-        data.append(NO_DATA if tensor_data is None else tensor_data)
-    converted = {key: _plain(value) for key, value in plain.items()}
-    if isinstance(raw_inputs, simdjson.Array):
-        converted["inputs"] = inputs
-    try:
-        return msgspec.convert(converted, _Request), data
-    except msgspec.ValidationError as error:
-        raise RequestError(_sentence(error)) from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, simdjson.Object):
-        return value.as_dict()
-    return value.as_list() if isinstance(value, simdjson.Array) else value
-
-
-def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, msgspec.ValidationError) else f"the body is not valid JSON: {error}"
+def _binary_outputs(request: Request) -> tuple[bool, dict[str, bool]]:
+    """Whether outputs are wanted as binary data: by default, and those that say so themselves."""
+    binary = {
+        output.name: _flag("binary_data", wanted)
+        for output in request.outputs or ()
+        if (wanted := (output.parameters or {}).get("binary_data")) is not None
+    }
+    return _flag("binary_data_output", (request.parameters or {}).get("binary_data_output", False)), binary
 
 
 def _text(parameters: dict[str, Any], key: str) -> str | None:
@@ -184,69 +105,21 @@ def _flag(key: str, value: object) -> bool:
     return value
 
 
-def _spec_for(item: _Input, target: Target, signature: Signature, before: list[TensorHeader]) -> TensorSpec | None:
-    """What the signature says of this input; None where it takes names it does not list."""
-    if item.datatype not in DTYPES:
-        raise RequestError(f"input '{item.name}' has datatype '{item.datatype[:40]}'; known are {', '.join(DTYPES)}")
-    if any(tensor.name == item.name for tensor in before):
-        raise RequestError(f"input '{item.name}' is given twice")
-    spec = target.specs[signature.name].get(item.name)
-    if spec is None:
-        if not signature.open_inputs:
-            known = ", ".join(f"'{known.name}'" for known in signature.inputs) or "none"
-            raise RequestError(f"model '{target.model}' has no input '{item.name[:100]}'; its inputs are {known}")
-        return None
-    if spec.strict and spec.datatype != item.datatype:
-        raise RequestError(f"input '{item.name}' is {spec.datatype}, the request says {item.datatype}")
-    return spec
-
-
-def _check_shape(item: _Input, spec: TensorSpec) -> None:
-    want = spec.shape
-    if want is None:
-        return
-    have = item.shape
-    if len(have) != len(want) or any(w not in (-1, h) for h, w in zip(have, want, strict=True)):
-        raise RequestError(f"input '{item.name}' has shape {have[:8]}, the model takes {list(want)}")
-
-
-def _check_required(target: Target, signature: Signature, tensors: list[TensorHeader]) -> None:
-    required = target.required[signature.name]
-    if len(tensors) != len(required) or required:
-        missing = required.difference([tensor.name for tensor in tensors])
-        if missing:
-            raise RequestError(f"input '{min(missing)}' of model '{target.model}' is missing")
-
-
-def _check_outputs(signature: Signature, names: tuple[str, ...]) -> None:
-    if len(set(names)) != len(names):
-        raise RequestError("an output is requested twice")
-    if not signature.open_outputs:
-        known = [spec.name for spec in signature.outputs]
-        for name in names:
-            if name not in known:
-                raise RequestError(f"the model has no output '{name[:100]}'; it has {', '.join(map(repr, known))}")
-
-
-def _json_data(item: _Input, data: Data) -> Buffer:
-    if isinstance(data, msgspec.Raw) and not len(memoryview(data)):
-        raise RequestError(f"input '{item.name}' has neither data nor binary_data_size")
-    return raw_from_json(item.name, item.datatype, item.shape, data)
-
-
-def _binary_data(item: _Input, size: object, data: Data, view: memoryview, at: int) -> memoryview:
-    if not isinstance(data, msgspec.Raw) or len(memoryview(data)):
+def _binary_data(
+    item: Input, expected: FormInput, size: object, values: Data | None, body: memoryview, at: int
+) -> memoryview:
+    if values is not None:
         raise RequestError(f"input '{item.name}' has both data and binary_data_size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise RequestError(f"binary_data_size of input '{item.name}' must be a number of bytes")
-    if at + size > len(view):
+    if at + size > len(body):
         raise RequestError(f"the body ends before the {size} bytes of input '{item.name}'")
-    raw = view[at : at + size]
-    check_raw(item.name, item.datatype, item.shape, raw)
+    raw = body[at : at + size]
+    check_raw(expected.name, expected.datatype, expected.shape, raw)
     return raw
 
 
-def _decode_raw(body: Body, target: Target, regions: list[int]) -> InferenceRequest:
+def _decode_raw(body: Body, target: Target) -> InferenceRequest:
     """A body that is one tensor and nothing else; its shape follows from its size."""
     signature = target.signature(None)
     if len(signature.inputs) != 1 or signature.open_inputs:
@@ -261,10 +134,10 @@ def _decode_raw(body: Body, target: Target, regions: list[int]) -> InferenceRequ
         if rest:
             raise RequestError(f"{len(raw)} bytes are no whole number of {spec.datatype} elements")
         shape = raw_shape(spec, count)
-    in_arena = body.region is not None and spec.datatype != "BYTES"
-    payload: Buffer = OFFSET.pack(body.region) if in_arena and body.region is not None else raw
-    tensor = TensorHeader(spec.name, spec.datatype, shape, len(raw), in_arena)
-    return InferenceRequest(encode(RequestHeader(signature.name, (tensor,))), [payload], "", True, {})
+    form = checked_form(target, None, ((spec.name, spec.datatype, shape),), ())
+    placed = OFFSET.pack(body.region) if body.region is not None and spec.datatype != "BYTES" else None
+    header = form.header_for([(len(raw), placed is not None)])
+    return InferenceRequest(header, [raw if placed is None else placed], binary_default=True)
 
 
 def raw_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:

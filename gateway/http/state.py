@@ -1,5 +1,6 @@
 """What all connections of an HTTP worker share."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -22,6 +23,7 @@ class WorkerState:
         self.max_body_bytes = max_body_bytes
         self.table = RoutingTable()
         self.counters = Counters()
+        self._outbox: list[tuple[asyncio.Transport, bytes]] = []
         self._headers: Sequence[tuple[bytes, bytes]] = ()
         self._headers_text = b""
 
@@ -31,3 +33,19 @@ class WorkerState:
             self._headers = headers
             self._headers_text = b"".join(b"%s: %s\r\n" % header for header in headers)
         return self._headers_text
+
+    def write_soon(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Write when the work at hand is done, all responses of a batch one right after another.
+
+        A client that is woken by the first of them stays awake for the rest; waking it for each costs more than all
+        else that a small request needs.
+        """
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._outbox.append((transport, data))
+
+    def flush(self) -> None:
+        """Write what `write_soon` has kept."""
+        outbox, self._outbox = self._outbox, []
+        for transport, data in outbox:
+            transport.write(data)

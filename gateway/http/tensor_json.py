@@ -12,7 +12,7 @@ import orjson
 import simdjson
 
 from gateway.errors import RequestError
-from gateway.tensors import DTYPES, Array, Buffer, array_from_raw, element_count, pack_bytes
+from gateway.tensors import DTYPES, Array, Buffer, array_from_raw, pack_bytes
 
 Data = msgspec.Raw | simdjson.Array
 
@@ -26,12 +26,11 @@ _decode_ints = msgspec.json.Decoder(list[int]).decode
 _decode_any = msgspec.json.Decoder(list[Any]).decode
 
 
-def raw_from_json(name: str, datatype: str, shape: Sequence[int], data: Data) -> Buffer:
-    """Raw bytes of input `name` from its JSON data, flat or nested as its shape says.
+def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, data: Data) -> Buffer:
+    """Raw bytes of input `name` from its JSON data, flat or nested as its shape of `count` elements says.
 
     Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
     """
-    count = element_count(shape)
     if isinstance(data, msgspec.Raw):
         return _raw_from_text(name, datatype, shape, data, count)
     if datatype in ("BOOL", "BYTES"):

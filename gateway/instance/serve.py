@@ -110,17 +110,18 @@ class Server:
             connection.close()
 
     def _take_in(self, connection: Connection, now: float, head: RequestHead, header: bytes, payload: bytes) -> None:
-        if head.kind == INFER:
+        kind, _, _, request_id = head
+        if kind == INFER:
             plan = self._plans.get(header) or self._plan(header)
             if len(self._queue) >= self._max_queue:
                 message = f"the model's queue of {self._max_queue} requests is full"
-                self._fail(connection, head.request_id, Failure("queue_full", message))
+                self._fail(connection, request_id, Failure("queue_full", message))
             else:
-                self._queue.append(PendingRequest(connection, head.request_id, plan, payload, now))
-        elif head.kind == CANCEL:
-            connection.cancelled.add(head.request_id)
-        elif head.kind == RELEASE:
-            connection.release(head.request_id)
+                self._queue.append(PendingRequest(connection, request_id, plan, payload, now))
+        elif kind == CANCEL:
+            connection.cancelled.add(request_id)
+        elif kind == RELEASE:
+            connection.release(request_id)
 
     def _plan(self, header: bytes) -> Plan:
         if len(self._plans) >= PLANS:

@@ -6,7 +6,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import msgspec
 
@@ -32,7 +32,7 @@ SWEEP_SECONDS = 1.0
 TRIM_SECONDS = 5.0
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, gc=False):
     """What came back for one request; `error` is set or `header` and `tensors` are.
 
     `tensors` are views that hold only until the callback that got them returns. Times are seconds;
@@ -204,22 +204,24 @@ class Channel(asyncio.Protocol):
             self._transport.abort()  # a model that has taken over its instance must not take over the worker
 
     def _hand_over(self, head: ReplyHead, raw_header: bytes, payload: bytes, now: float) -> None:
-        call = self.pending.pop(head.request_id, None)
+        kind, _, _, request_id, queue_seconds, compute_seconds, batch_rows = head
+        call = self.pending.pop(request_id, None)
         if call is None:
             raise ProtocolError("a reply to no request")
         if call.regions:
             for region in call.regions:
                 self.unreserve(region)
-        if head.kind == RESULT:
+        if kind == RESULT:
             header = result_header(raw_header)
             tensors = split_payload(header.outputs, payload, self._replies)
             if call.on_reply:
-                call.on_reply(Reply(None, header, tensors, *head[4:], now))
-            if any(tensor.in_arena for tensor in header.outputs):
-                self._write(request_frame(RELEASE, head.request_id))
+                call.on_reply(Reply(None, header, tensors, queue_seconds, compute_seconds, batch_rows, now))
+            if header.lent:
+                self._write(request_frame(RELEASE, request_id))
         elif call.on_reply:
             failure = _decode_failure(payload)
-            call.on_reply(Reply(from_code(failure.code, failure.message), None, (), *head[4:], now))
+            error = from_code(failure.code, failure.message)
+            call.on_reply(Reply(error, None, (), queue_seconds, compute_seconds, batch_rows, now))
 
     def _write(self, parts: list[Buffer]) -> None:
         # One write per turn of the event loop, however many requests the turn brought.

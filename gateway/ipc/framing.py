@@ -6,8 +6,8 @@ of equal requests are equal bytes, so that both sides decode each kind of reques
 """
 
 import struct
-from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -45,6 +45,11 @@ class ResultHeader(msgspec.Struct, array_like=True, eq=False):
 
     outputs: tuple[TensorHeader, ...]
 
+    @property
+    def lent(self) -> bool:
+        """Whether some output lies in the arena and has to be released."""
+        return any([tensor.in_arena for tensor in self.outputs])
+
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
     """What a FAILURE frame says: `code` of a class in gateway.errors, or "cancelled"."""
@@ -53,29 +58,13 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
-class RequestHead(NamedTuple):
-    """Fixed head of a frame to an instance."""
+RequestHead = tuple[int, int, int, int]
+"""Fixed head of a frame to an instance: kind, header size, payload size, request id."""
+ReplyHead = tuple[int, int, int, int, float, float, int]
+"""Fixed head of a frame from an instance: as above, then queue seconds, compute seconds and batch rows.
 
-    kind: int
-    header_size: int
-    payload_size: int
-    request_id: int
-
-
-class ReplyHead(NamedTuple):
-    """Fixed head of a frame from an instance; times in seconds.
-
-    `batch_rows` is 0 except in the first reply of each execution, so that executions can be counted.
-    """
-
-    kind: int
-    header_size: int
-    payload_size: int
-    request_id: int
-    queue_seconds: float
-    compute_seconds: float
-    batch_rows: int
-
+Batch rows are 0 except in the first reply of each execution, so that executions can be counted.
+"""
 
 REQUEST_HEAD = struct.Struct("<BxHIQ")
 REPLY_HEAD = struct.Struct("<BxHIQffI")
@@ -114,9 +103,8 @@ Head = TypeVar("Head", RequestHead, ReplyHead)
 class FrameReader(Generic[Head]):
     """Cuts a stream of bytes into frames, however the bytes arrive."""
 
-    def __init__(self, layout: struct.Struct, head: Callable[..., Head]) -> None:
+    def __init__(self, layout: struct.Struct) -> None:
         self._layout = layout
-        self._head = head
         self._parts: list[bytes] = []  # of a frame that is not complete yet
         self._have = 0
         self._need = 0
@@ -134,7 +122,7 @@ class FrameReader(Generic[Head]):
         layout, at, end = self._layout, 0, len(data)
         need = layout.size
         while end - at >= layout.size:
-            head = self._head(*layout.unpack_from(data, at))
+            head: Head = layout.unpack_from(data, at)
             if head[0] not in (1, 2, 3) or head[2] > MAX_PAYLOAD:
                 raise ProtocolError(f"no frame starts with kind {head[0]} and {head[2]} bytes")
             header_at = at + layout.size
@@ -152,12 +140,12 @@ class FrameReader(Generic[Head]):
 
 def request_reader() -> FrameReader[RequestHead]:
     """A reader of the frames that an instance receives."""
-    return FrameReader(REQUEST_HEAD, RequestHead)
+    return FrameReader(REQUEST_HEAD)
 
 
 def reply_reader() -> FrameReader[ReplyHead]:
     """A reader of the frames that a worker receives."""
-    return FrameReader(REPLY_HEAD, ReplyHead)
+    return FrameReader(REPLY_HEAD)
 
 
 HEADERS = 4096
@@ -178,6 +166,8 @@ def result_header(raw: bytes) -> ResultHeader:
 
 def split_payload(tensors: Sequence[TensorHeader], payload: bytes, arena: memoryview | None) -> list[memoryview]:
     """Each tensor's raw bytes, in the payload or in the arena; ProtocolError if they are not there."""
+    if len(tensors) == 1 and not tensors[0].in_arena and tensors[0].size == len(payload):
+        return [memoryview(payload)]
     view, at, pieces = memoryview(payload), 0, []
     for tensor in tensors:
         if tensor.in_arena:

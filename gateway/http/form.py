@@ -1,0 +1,120 @@
+"""A request's form: everything but its values. Clients repeat it, so it is checked once and looked up after that."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.errors import RequestError
+from gateway.ipc.framing import RequestHeader, TensorHeader, encode
+from gateway.routing import Target
+from gateway.tensors import DTYPES, ITEMSIZES, Signature, TensorSpec, element_count
+
+FORMS = 1024
+"""Distinct forms remembered per model version; more of them only costs checking again."""
+
+InputForm = tuple[str, str, tuple[int, ...]]
+"""Name, datatype, shape of an input."""
+
+
+class FormInput(msgspec.Struct, frozen=True, gc=False):
+    """One input of a checked form; `size` in raw bytes, -1 for BYTES, whose size its values decide."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    count: int
+    size: int
+
+
+class Form(msgspec.Struct, frozen=True):
+    """A form that fits the model; `header` is ready to send if all its tensors travel inline and none is BYTES."""
+
+    signature: str
+    inputs: tuple[FormInput, ...]
+    outputs: tuple[str, ...]
+    header: bytes
+
+    def header_for(self, tensors: Sequence[tuple[int, bool]]) -> bytes:
+        """The frame header when the tensors have these sizes and lie in the arena or not."""
+        if all(size == each.size and not placed for each, (size, placed) in zip(self.inputs, tensors, strict=True)):
+            return self.header
+        return _header(self.signature, self.inputs, self.outputs, tensors)
+
+
+def _header(
+    signature: str, inputs: Sequence[FormInput], outputs: tuple[str, ...], tensors: Sequence[tuple[int, bool]]
+) -> bytes:
+    return encode(
+        RequestHeader(
+            signature,
+            tuple(
+                TensorHeader(each.name, each.datatype, each.shape, size, placed)
+                for each, (size, placed) in zip(inputs, tensors, strict=True)
+            ),
+            outputs,
+        )
+    )
+
+
+def checked_form(
+    target: Target, signature_name: str | None, inputs: tuple[InputForm, ...], outputs: tuple[str, ...]
+) -> Form:
+    """The form of a request for this model version; RequestError says what does not fit."""
+    key = (signature_name, inputs, outputs)
+    form = target.forms.get(key)
+    if isinstance(form, Form):
+        return form
+    signature = target.signature(signature_name)
+    checked: list[FormInput] = []
+    for name, datatype, shape in inputs:
+        _check_input(target, signature, name, datatype, shape, [each.name for each in checked])
+        count = element_count(shape)
+        size = -1 if datatype == "BYTES" else count * ITEMSIZES[datatype]
+        checked.append(FormInput(name, datatype, shape, count, size))
+    missing = target.required[signature.name].difference(each.name for each in checked)
+    if missing:
+        raise RequestError(f"input '{min(missing)}' of model '{target.model}' is missing")
+    _check_outputs(signature, outputs)
+    header = _header(signature.name, checked, outputs, [(max(each.size, 0), False) for each in checked])
+    form = Form(signature.name, tuple(checked), outputs, header)
+    if len(target.forms) >= FORMS:
+        target.forms.clear()
+    target.forms[key] = form
+    return form
+
+
+def _check_input(
+    target: Target, signature: Signature, name: str, datatype: str, shape: tuple[int, ...], before: Sequence[str]
+) -> None:
+    if datatype not in DTYPES:
+        raise RequestError(f"input '{name[:100]}' has datatype '{datatype[:40]}'; known are {', '.join(DTYPES)}")
+    if name in before:
+        raise RequestError(f"input '{name[:100]}' is given twice")
+    spec = target.specs[signature.name].get(name)
+    if spec is None:
+        if not signature.open_inputs:
+            known = ", ".join(f"'{known.name}'" for known in signature.inputs) or "none"
+            raise RequestError(f"model '{target.model}' has no input '{name[:100]}'; its inputs are {known}")
+    elif spec.strict:
+        _check_against(spec, datatype, shape)
+
+
+def _check_against(spec: TensorSpec, datatype: str, shape: tuple[int, ...]) -> None:
+    if spec.datatype != datatype:
+        raise RequestError(f"input '{spec.name}' is {spec.datatype}, the request says {datatype}")
+    want = spec.shape
+    if want is not None and (
+        len(shape) != len(want) or any(w not in (-1, h) for h, w in zip(shape, want, strict=True))
+    ):
+        raise RequestError(f"input '{spec.name}' has shape {list(shape[:8])}, the model takes {list(want)}")
+
+
+def _check_outputs(signature: Signature, names: tuple[str, ...]) -> None:
+    if len(set(names)) != len(names):
+        raise RequestError("an output is requested twice")
+    if signature.open_outputs:
+        return
+    known = [spec.name for spec in signature.outputs]
+    for name in names:
+        if name not in known:
+            raise RequestError(f"the model has no output '{name[:100]}'; it has {', '.join(map(repr, known))}")
