@@ -27,7 +27,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[  # noqa: ARG001 - its callback does the work
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
@@ -35,7 +35,7 @@ def options(
 
 
 @app.command()
-def serve(  # noqa: PLR0913 - one argument per option
+def serve(
     model_store: Annotated[Path | None, typer.Option(help="Directory of models.  [default: model_store]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8000]")] = None,
@@ -64,8 +64,6 @@ def serve(  # noqa: PLR0913 - one argument per option
     console = Console()
     try:
         settings = read_settings(**given)
-        if not settings.model_store.is_dir():
-            raise ConfigError(f"model store {settings.model_store} is not a directory")
         sock = listening_socket(settings.host, settings.port)
     except ConfigError as error:
         print(f"gateway: {error.message}", file=sys.stderr)  # noqa: T201 - the command line's own voice

@@ -29,14 +29,18 @@ class InstanceMemory:
 
 
 def read_memory(pid: int) -> tuple[int, int]:
-    """(private, proportional) bytes of a process; OSError if it is gone."""
+    """(private, proportional) bytes of a process; OSError if it is gone.
+
+    Private is what only this process has and only memory can hold (the kernel's Private_Dirty): what comes back
+    when the process ends. Clean pages of libraries are cache, whether one process maps them or ten.
+    """
     fields: dict[str, int] = {}
     with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:  # noqa: PTH123 - a kernel file, line by line
         next(lines)
         for line in lines:
             name, value, *_ = line.split()
             fields[name] = int(value) * 1024
-    return fields["Private_Clean:"] + fields["Private_Dirty:"], fields["Pss:"]
+    return fields["Private_Dirty:"], fields["Pss:"]
 
 
 def measure(versions: Iterable[Version]) -> list[InstanceMemory]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
+import yaml
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
@@ -57,12 +58,15 @@ def read_settings(**from_command_line: Any) -> Settings:
             raise ConfigError(f"unknown setting {variable} in the environment; known are {', '.join(sorted(known))}")
     given = {name: value for name, value in from_command_line.items() if value is not None}
     try:
-        return Settings(**given)
+        settings = Settings(**given)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or CONFIG_FILE
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"unknown setting '{key}' in {CONFIG_FILE}") from None
         raise ConfigError(f"bad value for setting '{key}': {first['msg']} (got {first['input']!r})") from None
-    except Exception as error:  # yaml's own errors, whatever their class
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{CONFIG_FILE} cannot be read: {str(error).splitlines()[0]}") from None
+    if not settings.model_store.is_dir():
+        raise ConfigError(f"bad value for setting 'model_store': {settings.model_store} is not a directory")
+    return settings

@@ -211,7 +211,7 @@ class Supervisor:
                     APPLY_SECONDS,
                 )
             except TimeoutError:
-                log.error("a worker did not take routing table %d within %g s", epoch, APPLY_SECONDS)
+                log.warning("a worker did not take routing table %d within %g s", epoch, APPLY_SECONDS)
 
     # Questions
 
@@ -290,7 +290,12 @@ async def supervise(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)
     starting = asyncio.create_task(supervisor.start())
-    starting.add_done_callback(lambda done: done.cancelled() or done.exception() or on_started(supervisor.manager))
+
+    def show(done: "asyncio.Task[None]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            on_started(supervisor.manager)
+
+    starting.add_done_callback(show)
     running = asyncio.create_task(supervisor.run())
     await asyncio.wait([starting, running], return_when=asyncio.FIRST_COMPLETED)
     if starting.done() and starting.exception():

@@ -149,7 +149,7 @@ def raw_from_array(array: Array) -> tuple[str, Buffer]:
     datatype = DATATYPES.get(array.dtype)
     if datatype is None:
         raise TypeError(f"the protocol has no datatype for {array.dtype}")
-    return datatype, memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return datatype, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _as_bytes(item: object) -> bytes:

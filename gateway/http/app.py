@@ -142,7 +142,7 @@ async def repository_control(request: Request, state: State, model: str, action:
     summary="Infer with one version",
     openapi_extra=INFER_OPERATION,
 )
-async def infer() -> Response:
+async def infer(model: str, version: str | None = None) -> Response:  # noqa: ARG001 - for the documentation
     """Run the model on the given inputs."""
     # Requests of this form are answered by the connection itself (http/protocol.py) and never get here.
     raise HTTPException(404)

@@ -14,7 +14,8 @@ LEVEL = 1  # tensors hardly shrink further, and the time is the caller's
 def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
     """The body as it was before its Content-Encoding.
 
-    Raises UnsupportedEncoding for one we do not read, PayloadTooLarge for more than `limit` bytes, RequestError for garbage.
+    Raises UnsupportedEncoding for one we do not read, PayloadTooLarge for more than `limit` bytes, RequestError for
+    garbage.
     """
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise UnsupportedEncoding(f"Content-Encoding '{encoding[:40]}' is not supported; gzip and deflate are")

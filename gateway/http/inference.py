@@ -293,7 +293,7 @@ class Inference:
                 self._decode_seconds,
                 reply.queue_seconds,
                 reply.compute_seconds,
-                between if between > 0.0 else 0.0,
+                max(0.0, between),
                 now - reply.received,
             ),
         )

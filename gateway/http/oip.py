@@ -1,6 +1,6 @@
 """Inference requests and responses of the Open Inference Protocol v2, with the binary tensor data extension.
 
-https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol and Triton's extension_binary_data.md.
+Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md, Triton's extension_binary_data.md.
 """
 
 from collections.abc import Sequence

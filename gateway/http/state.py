@@ -28,7 +28,7 @@ class WorkerState:
         self._headers_text = b""
 
     def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """uvicorn's default headers (Date, Server) as bytes; uvicorn makes a new list each second."""
+        """Uvicorn's default headers (Date, Server) as bytes; uvicorn makes a new list each second."""
         if headers is not self._headers:
             self._headers = headers
             self._headers_text = b"".join(b"%s: %s\r\n" % header for header in headers)

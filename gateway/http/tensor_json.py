@@ -115,7 +115,7 @@ def _pack(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any],
     _check_count(name, shape, len(values), count)
     try:
         if datatype == "BF16":
-            return np.array(values, np.float32).astype(DTYPES["BF16"]).tobytes()
+            return _narrowed(name, datatype, np.array(values, np.float64))
         return _packer(datatype, count).pack(*values)
     except (struct.error, OverflowError):
         raise RequestError(f"input '{name}' has a value out of the range of {datatype}") from None
@@ -123,8 +123,12 @@ def _pack(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any],
 
 def _raw_from_large(name: str, datatype: str, shape: Sequence[int], data: simdjson.Array, count: int) -> Buffer:
     try:
-        kind = "d" if datatype in _FLOATS else "u" if datatype == "UINT64" else "i"
-        wide: Array = np.frombuffer(data.as_buffer(of_type=kind), {"d": "f8", "i": "i8", "u": "u8"}[kind])
+        if datatype in _FLOATS:
+            wide: Array = np.frombuffer(data.as_buffer(of_type="d"), np.float64)
+        elif datatype == "UINT64":
+            wide = np.frombuffer(data.as_buffer(of_type="u"), np.uint64)
+        else:
+            wide = np.frombuffer(data.as_buffer(of_type="i"), np.int64)
     except TypeError:
         raise RequestError(f"the data of input '{name}' are not all {datatype} numbers") from None
     except ValueError:
@@ -134,18 +138,21 @@ def _raw_from_large(name: str, datatype: str, shape: Sequence[int], data: simdjs
     elif len(data) != len(wide):
         raise _badly_nested(name, shape)
     _check_count(name, shape, len(wide), count)
+    return _narrowed(name, datatype, wide)
+
+
+def _narrowed(name: str, datatype: str, wide: Array) -> Buffer:
+    """The same numbers in the tensor's own datatype; RequestError if one does not fit."""
     dtype = DTYPES[datatype]
     if dtype == wide.dtype:
-        return memoryview(wide).cast("B")
-    if kind != "d":
-        limits = np.iinfo(dtype)
-        if count and (wide.min() < limits.min or wide.max() > limits.max):
-            raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
+        return wide.view(np.uint8).data
     with np.errstate(over="ignore"):
         narrow = wide.astype(dtype)
-    if kind == "d" and not np.isfinite(narrow).all():
+    # JSON has no infinities: one that is there now comes from a number too large. An integer that wrapped differs.
+    fits = np.isfinite(narrow) if datatype in _FLOATS else narrow == wide
+    if not fits.all():
         raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
-    return memoryview(narrow.view(np.uint8))
+    return narrow.view(np.uint8).data
 
 
 def _first(data: simdjson.Array) -> Any:

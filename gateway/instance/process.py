@@ -47,7 +47,6 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket) -> int:
             batching=batching,
             notes=model.notes,
             load_seconds=time.perf_counter() - started,
-            private_bytes=private_bytes(),
         ),
     )
     # The supervisor says nothing but Stop, and its silence at the end of the stream means the same.
@@ -67,10 +66,3 @@ def warm_up(model: LoadedModel, config: ModelConfig, batching: Batching) -> None
         inputs = {name: array.repeat(size, axis=0) if array.ndim else array for name, array in example.items()}
         for _ in range(config.warmup.iterations):
             model.execute(model.default_signature, inputs)
-
-
-def private_bytes() -> int:
-    """Memory of this process that no other shares, in bytes."""
-    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:  # noqa: PTH123 - one line at a time
-        fields = [line.split() for line in lines]
-    return sum(int(field[1]) * 1024 for field in fields if field[0] in ("Private_Clean:", "Private_Dirty:"))

@@ -63,7 +63,7 @@ def doubt_about(execute: Execute, example: Mapping[str, Array]) -> str | None:
 
 
 def _different_rows(execute: Execute, example: Mapping[str, Array]) -> tuple[list[Tensors], list[Tensors]]:
-    """Rows like the example and their answers alone; of the ways to make text differ, the first that tells rows apart."""
+    """Rows like the example, and their answers alone; text is varied in the first way that tells the rows apart."""
     ways: list[tuple[str, ...]] = [(), WORDS] if any(array.dtype == object for array in example.values()) else [()]
     found: tuple[list[Tensors], list[Tensors]] | None = None
     for words in ways:

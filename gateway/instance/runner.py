@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from setproctitle import setproctitle
@@ -62,7 +63,7 @@ class Runner:
         return True
 
     def _fork(self, spawn: Spawn, control_fd: int) -> None:
-        threads = len(os.listdir("/proc/self/task"))
+        threads = len(list(Path("/proc/self/task").iterdir()))
         assert threads == 1, f"{threads} threads in the runner would not survive a fork"
         parent = os.getpid()
         pid = os.fork()

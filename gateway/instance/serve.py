@@ -110,14 +110,16 @@ class Server:
             connection.close()
 
     def _take_in(self, connection: Connection, now: float, head: RequestHead, header: bytes, payload: bytes) -> None:
-        kind, _, _, request_id = head
+        kind, _, _, request_id, sent = head
         if kind == INFER:
             plan = self._plans.get(header) or self._plan(header)
             if len(self._queue) >= self._max_queue:
                 message = f"the model's queue of {self._max_queue} requests is full"
                 self._fail(connection, request_id, Failure("queue_full", message))
             else:
-                self._queue.append(PendingRequest(connection, request_id, plan, payload, now))
+                # While the model computed, requests waited in the socket: that is queueing too.
+                arrived = min(sent, now) if connection.arena is not None else now
+                self._queue.append(PendingRequest(connection, request_id, plan, payload, arrived))
         elif kind == CANCEL:
             connection.cancelled.add(request_id)
         elif kind == RELEASE:

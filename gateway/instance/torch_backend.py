@@ -34,7 +34,8 @@ class TorchBackend:
 
     def load(self, artifact: Path, config: ModelConfig, device: str) -> "TorchScriptModel":
         """Load a TorchScript archive; see `Backend.load`."""
-        torch_errors.check_file(artifact)
+        if not artifact.is_file():
+            raise LoadFailed("the artifact is not a file; a TorchScript model is one file such as model.pt")
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2) if config.threads == "auto" else config.threads)
         # The profiling executor compiles a model again for its first calls and for new shapes: 8 to 30 ms each on a
         # tiny MLP with batches of 1 to 32, 20 µs of noise after that. Without it the first call takes 1 ms, the median
@@ -248,6 +249,8 @@ def _open(artifact: Path, device: str) -> tuple[Any, Any]:
     except AttributeError:  # only traced modules without forward have no graph
         raise LoadFailed(_NO_FORWARD) from None
     except Exception as error:  # noqa: BLE001 - a damaged archive may raise anything
+        if reason := torch_errors.refusal(artifact):
+            raise LoadFailed(reason) from None
         raise torch_errors.unreadable(error) from None
 
 

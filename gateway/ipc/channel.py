@@ -87,12 +87,14 @@ class Channel(asyncio.Protocol):
         self.closed = False
 
     @classmethod
-    async def connect(cls, instance: str, path: str, timeout: float, on_lost: Callable[["Channel"], None]) -> "Channel":
+    async def connect(
+        cls, instance: str, path: str, patience: float, on_lost: Callable[["Channel"], None]
+    ) -> "Channel":
         """Connect to an instance's socket and lend it the arenas; OSError if it is not there.
 
-        `timeout` is the longest a call may take, in seconds; `on_lost` is called when the instance goes.
+        `patience` is the longest a call may take, in seconds; `on_lost` is called when the instance goes.
         """
-        channel = cls(instance, timeout, on_lost)
+        channel = cls(instance, patience, on_lost)
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.connect(path)
@@ -179,7 +181,7 @@ class Channel(asyncio.Protocol):
         if self.closed:
             self._loop.call_soon(on_reply, Reply(_died(), None, (), 0.0, 0.0, 0, now))
             return request_id
-        self._write(request_frame(INFER, request_id, header, payload))
+        self._write(request_frame(INFER, request_id, header, payload, now))
         self.pending[request_id] = _Call(on_reply, now, regions)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)

@@ -48,7 +48,7 @@ class ResultHeader(msgspec.Struct, array_like=True, eq=False):
     @property
     def lent(self) -> bool:
         """Whether some output lies in the arena and has to be released."""
-        return any([tensor.in_arena for tensor in self.outputs])
+        return any(tensor.in_arena for tensor in self.outputs)
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -58,25 +58,30 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
-RequestHead = tuple[int, int, int, int]
-"""Fixed head of a frame to an instance: kind, header size, payload size, request id."""
+RequestHead = tuple[int, int, int, int, float]
+"""Fixed head of a frame to an instance: kind, header size, payload size, request id, time of sending.
+
+The time is of the monotonic clock, which all processes of a machine share.
+"""
 ReplyHead = tuple[int, int, int, int, float, float, int]
-"""Fixed head of a frame from an instance: as above, then queue seconds, compute seconds and batch rows.
+"""Fixed head of a frame from an instance: the same four, then queue seconds, compute seconds and batch rows.
 
 Batch rows are 0 except in the first reply of each execution, so that executions can be counted.
 """
 
-REQUEST_HEAD = struct.Struct("<BxHIQ")
+REQUEST_HEAD = struct.Struct("<BxHIQd")
 REPLY_HEAD = struct.Struct("<BxHIQffI")
 
 encode = msgspec.msgpack.Encoder().encode
 
 
-def request_frame(kind: int, request_id: int, header: bytes = b"", payload: Sequence[Buffer] = ()) -> list[Buffer]:
+def request_frame(
+    kind: int, request_id: int, header: bytes = b"", payload: Sequence[Buffer] = (), now: float = 0.0
+) -> list[Buffer]:
     """The parts of a frame to an instance, to be written one after another; ProtocolError if it is too large."""
     size = sum(map(len, payload))
     _check_sizes(len(header), size)
-    return [REQUEST_HEAD.pack(kind, len(header), size, request_id), header, *payload]
+    return [REQUEST_HEAD.pack(kind, len(header), size, request_id, now), header, *payload]
 
 
 def reply_frame(

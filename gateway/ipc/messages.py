@@ -14,7 +14,7 @@ MAX_MESSAGE = 64 << 20
 _LENGTH = struct.Struct("<I")
 
 
-class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class Message(msgspec.Struct, tag=True, kw_only=True):
     """Base of all messages: a tagged msgpack map."""
 
 
@@ -72,7 +72,6 @@ class Ready(Message):
     batching: Batching
     notes: list[str]
     load_seconds: float
-    private_bytes: int
 
 
 class Failed(Message):

@@ -37,9 +37,11 @@ def place(groups: Sequence[InstanceGroup], devices: Sequence[Device], load: Mapp
         for index in group.gpus:
             if index >= len(gpus):
                 raise LoadFailed(f"instance_group asks for GPU {index}, this machine has {len(gpus)}")
-        listed = [gpus[index] for index in group.gpus for _ in range(group.count)]
-        for device in listed or [None] * group.count:
-            best = device or min(gpus, key=lambda gpu: counts[gpu.name])
+        if group.gpus:
+            chosen += [gpus[index] for index in group.gpus for _ in range(group.count)]
+            continue
+        for _ in range(group.count):
+            best = min(gpus, key=lambda gpu: counts[gpu.name])
             counts[best.name] += 1
             chosen.append(best)
     return chosen

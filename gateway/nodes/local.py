@@ -38,7 +38,7 @@ RUNNER_SECONDS = 120.0
 MAX_DATAGRAM = 1 << 17
 
 
-# numpy and the frameworks start their thread pools at import unless told otherwise, and a thread does not survive a fork.
+# numpy and the frameworks start thread pools at import unless told otherwise, and a thread does not survive a fork.
 ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -107,6 +107,12 @@ class _Runner:
         self.instances.clear()
 
 
+def _look_at(future: "asyncio.Future[Ready]") -> None:
+    """Retrieve the exception, so that asyncio does not report it as forgotten."""
+    if not future.cancelled():
+        future.exception()
+
+
 def _finish(instance: Instance, exit_code: int) -> None:
     if not instance.ready.done():
         how = f"signal {-exit_code}" if exit_code < 0 else f"code {exit_code}"
@@ -148,7 +154,7 @@ class LocalNode:
         name = f"{artifact.model}/{artifact.version}#{index}.{number}"
         path = str(self._directory / f"{number}.sock")
         instance = Instance(artifact, name, index, device, path, loop.create_future(), loop.create_future())
-        instance.ready.add_done_callback(lambda future: future.cancelled() or future.exception())  # looked at, always
+        instance.ready.add_done_callback(_look_at)
         ours, theirs = socket.socketpair()
         spawn = Spawn(
             instance=name,
@@ -189,8 +195,7 @@ class LocalNode:
         finally:
             del self._controls[instance]
             control.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(instance.socket_path)
+            Path(instance.socket_path).unlink(missing_ok=True)
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""

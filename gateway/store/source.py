@@ -25,7 +25,7 @@ class Artifact:
 
     @property
     def framework(self) -> str:
-        """pytorch or tensorflow; empty if unknown."""
+        """Pytorch or tensorflow; empty if unknown."""
         return FRAMEWORKS.get(self.platform, "")
 
 
