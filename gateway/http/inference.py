@@ -5,8 +5,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from gateway.errors import GatewayError, PayloadTooLarge, RequestError
+from gateway.errors import GatewayError
 from gateway.http import compression, oip
+from gateway.http.body import RequestBody
 from gateway.http.responses import error_body, error_headers, response_head, status_of
 from gateway.ipc.channel import Channel, Reply
 from gateway.routing import Target, pick
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
     from gateway.http.protocol import InferenceProtocol
 
 log = logging.getLogger("gateway.worker")
-
-DISCARD_TIMES = 8
-"""Of a body over the limit up to this many times the limit are read and dropped, so that the client hears why."""
-_HEADERS = frozenset(
-    {b"content-length", b"content-encoding", b"accept-encoding", b"inference-header-content-length"}
-)  # those that matter here
 
 
 class _Quiet:
@@ -47,27 +42,19 @@ class Inference:
     disconnected = False
     keep_alive = True
     has_turn = False
-    size = -1  # of the body as announced; -1: not announced
     _target: Target | None = None
     _error: GatewayError | None = None
     _channel: Channel | None = None
     _request: oip.InferenceRequest | None = None
     _request_id = 0
-    _complete = False
-    _json_size: int | None = None
-    _encoding = ""
-    _accept: str | None = None
-    _received = 0
-    _buffer: memoryview | None = None  # where a large body goes, in the arena or beside it
-    _region: int | None = None
+    _region: int | None = None  # of the arena, where a large body goes; owned until it is among _regions
     _decode_seconds = 0.0
     _sent = 0.0
 
     def __init__(self, connection: "InferenceProtocol", target: Target | GatewayError) -> None:
         self.started = time.perf_counter()
+        self.body = RequestBody(connection.state.max_body_bytes)
         self._connection = connection
-        self._limit = connection.state.max_body_bytes
-        self._parts: list[bytes] = []
         self._regions: list[int] = []
         if isinstance(target, Target):
             self._target = target
@@ -77,141 +64,90 @@ class Inference:
     # Reading the request
 
     def read_headers(self) -> None:
-        """Take what matters from the request's head; what is wrong with it is answered when the body is in."""
+        """Take what matters from the request's head."""
         connection = self._connection
         self.keep_alive = connection.parser.should_keep_alive() and connection.parser.get_http_version() != "1.0"
-        try:
-            for name, value in connection.headers:
-                if name in _HEADERS:
-                    self._read_header(name, value)
-        except RequestError as error:
-            self._error = self._error or error
-        if self.size > self._limit:
-            self._refuse_size()
+        self.body.read_headers(connection.headers)
         if connection.expect_100_continue and self.has_turn:
-            if self._error is None:
-                connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if (error := self._error or self.body.error) is None:
+                connection.state.write_soon(connection.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
             else:
-                self.keep_alive = False  # the client has not sent the body and will not
-                self._answer_error(self._error)
+                self.keep_alive = False  # the client has not sent the body and need not
+                self._answer_error(error)
 
-    def _read_header(self, name: bytes, value: bytes) -> None:
-        if name == b"content-length":
-            self.size = int(value)  # the parser has checked that it is a number
-        elif name == b"content-encoding":
-            encoding = value.strip().lower().decode("latin-1")
-            self._encoding = "" if encoding == "identity" else encoding
-        elif name == b"accept-encoding":
-            self._accept = compression.chosen_encoding(value)
-        else:
-            text = value.strip()
-            if not text.isdigit() or len(text) > 18:
-                raise RequestError("Inference-Header-Content-Length must be a number of bytes")
-            self._json_size = int(text)
-
-    def _refuse_size(self) -> None:
-        self._error = PayloadTooLarge(f"the body is larger than the limit of {self._limit} bytes")
-        self._parts.clear()
-
-    def take(self, body: bytes) -> None:
+    def take(self, piece: bytes) -> None:
         """Called for each piece of the body that comes through the parser."""
-        self._received += len(body)
-        if self._error is not None:
-            if self._received > DISCARD_TIMES * self._limit:
-                self._connection.transport.close()
-        elif self._received > self._limit:
-            self._refuse_size()
-        else:
-            self._parts.append(body)
+        if not self.body.take(piece):
+            self._connection.transport.close()
 
     def read_directly(self) -> None:
         """Have the rest of a large body read to where the instance will read it."""
-        if self._error is not None or self._complete or not isinstance(self._target, Target):
+        body, target = self.body, self._target
+        if body.complete or body.error is not None or target is None:
             return
-        if self._json_size is not None and not self._encoding and not self._reserve():
+        if body.json_size is None or body.encoding:
+            buffer: memoryview | None = memoryview(bytearray(body.size))
+        else:
+            buffer = self._reserve(target, lead=min(body.json_size, body.size))
+        if buffer is None:
             return
         from gateway.http.protocol import BodyReader, swap_protocol  # noqa: PLC0415 - the two modules know each other
 
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(self.size))
-        at = 0
-        for part in self._parts:
-            self._buffer[at : at + len(part)] = part
-            at += len(part)
-        self._parts.clear()
+        body.continue_in(buffer)
         swap_protocol(self._connection.transport, BodyReader(self._connection, self))
 
-    def _reserve(self) -> bool:
-        """Take a region of the arena for the body; False: none is free and reading waits for one."""
+    def _reserve(self, target: Target, lead: int) -> memoryview | None:
+        """A region of the arena for the body; None: there is none now, and reading waits until there may be."""
         try:
-            self._channel = self._channel or pick(self._target) if self._target else None
+            if self._channel is None or self._channel.closed:
+                self._channel = pick(target)
         except GatewayError as error:
             self._error = error
-            return False
-        assert self._channel is not None
-        json_size = min(self._json_size or 0, self.size)
-        self._region = self._channel.reserve(self.size, lead=json_size)
+            return None
+        size = self.body.size
+        self._region = self._channel.reserve(size, lead)
         if self._region is None:
             self._connection.transport.pause_reading()
             self._channel.when_freed(self._try_again)
-            return False
-        self._buffer = self._channel.arena.view[self._region : self._region + self.size]
-        return True
+            return None
+        return self._channel.arena.view[self._region : self._region + size]
 
     def _try_again(self) -> None:
-        if self.disconnected or self._connection.transport.is_closing():
-            return
-        self._connection.transport.resume_reading()
-        if self._channel is not None and self._channel.closed:
-            self._channel = None
-        self.read_directly()
-
-    def unread(self) -> memoryview:
-        """The part of the buffer that is still to be filled."""
-        assert self._buffer is not None
-        return self._buffer[self._received :]
-
-    def filled(self, count: int) -> bool:
-        """So many more bytes of the buffer are filled; True if that is all."""
-        self._received += count
-        return self._received == self.size
+        if not self.disconnected and not self._connection.transport.is_closing():
+            self._connection.transport.resume_reading()
+            self.read_directly()
 
     def body_complete(self) -> None:
         """The whole body is there."""
-        self._complete = True
+        self.body.complete = True
         if self.has_turn and not self.response_complete:
             self._run()
 
     def take_turn(self) -> None:
         """The responses before this one on its connection are written."""
         self.has_turn = True
-        if self._complete:
+        if self.body.complete:
             self._run()
 
     # Calling the instance
 
     def _run(self) -> None:
-        if self._error is not None:
-            self._answer_error(self._error)
-            return
-        if self._encoding:
+        error = self._error or self.body.error
+        if error is not None:
+            self._answer_error(error)
+        elif self.body.encoding:
             self._unpack()
-            return
-        if self._buffer is not None:
-            self._send(self._buffer)
         else:
-            self._send(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+            self._send(self.body.data)
 
     def _unpack(self) -> None:
-        body = bytearray(self._buffer) if self._buffer is not None else b"".join(self._parts)
-        if len(body) <= compression.THREAD_FROM // 8:
+        if len(self.body.data) <= compression.THREAD_FROM // 8:
             try:
-                self._send(compression.decompress(body, self._encoding, self._limit))
+                self._send(self.body.unpacked())
             except GatewayError as error:
                 self._answer_error(error)
             return
-        loop = self._connection.loop
-        work = loop.run_in_executor(None, compression.decompress, body, self._encoding, self._limit)
+        work = self._connection.loop.run_in_executor(None, self.body.unpacked)
         work.add_done_callback(self._unpacked)
 
     def _unpacked(self, work: "asyncio.Future[bytes]") -> None:
@@ -232,7 +168,7 @@ class Inference:
             if self._channel is None:
                 self._channel = pick(target)
             channel = self._channel
-            body = oip.Body(data, self._json_size, self._region)
+            body = oip.Body(data, self.body.json_size, self._region)
             if self._region is not None:
                 self._regions.append(self._region)
             self._request = request = oip.decode(body, target, channel, self._regions)
@@ -251,6 +187,7 @@ class Inference:
         self._sent = now
 
     def _give_back(self) -> None:
+        """Free the regions that no call took over."""
         if self._channel is not None:
             for region in self._regions:
                 self._channel.unreserve(region)
@@ -302,7 +239,7 @@ class Inference:
         size = len(text)
         if binary:
             size += sum(map(len, binary))
-        if self._accept is not None and size >= compression.SMALLEST:
+        if self.body.accept is not None and size >= compression.SMALLEST:
             self._answer_packed(b"".join([text, *binary]), len(text) if binary else None)
             return
         if binary:
@@ -319,15 +256,19 @@ class Inference:
         return dates + (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
 
     def _answer_packed(self, body: bytes, json_size: int | None) -> None:
-        assert self._accept is not None
+        assert self.body.accept is not None
         if len(body) <= compression.THREAD_FROM:
-            self._write_packed(compression.compress(body, self._accept), json_size)
+            self._write_packed(compression.compress(body, self.body.accept), json_size)
             return
-        work = self._connection.loop.run_in_executor(None, compression.compress, body, self._accept)
-        work.add_done_callback(lambda done: self.disconnected or self._write_packed(done.result(), json_size))
+        work = self._connection.loop.run_in_executor(None, compression.compress, body, self.body.accept)
+
+        def packed(done: "asyncio.Future[bytes]") -> None:
+            self._write_packed(done.result(), json_size)
+
+        work.add_done_callback(packed)
 
     def _write_packed(self, packed: bytes, json_size: int | None) -> None:
-        headers = {"content-encoding": str(self._accept), "vary": "accept-encoding"}
+        headers = {"content-encoding": str(self.body.accept), "vary": "accept-encoding"}
         if json_size is not None:
             headers["inference-header-content-length"] = str(json_size)
         kind = "application/json" if json_size is None else "application/octet-stream"
@@ -346,13 +287,10 @@ class Inference:
         if self.disconnected or self.response_complete:
             return
         connection = self._connection
-        if self.keep_alive:
-            connection.state.write_soon(connection.transport, b"".join(parts))
-        else:
-            connection.transport.write(b"".join(parts))
+        connection.state.write_soon(connection.transport, b"".join(parts))
         self.response_complete = True
-        self._parts = []
-        self._buffer = None
+        self.body.drop()
         if not self.keep_alive:
+            connection.state.flush()
             connection.transport.close()
         connection.on_response_complete()

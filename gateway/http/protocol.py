@@ -15,12 +15,13 @@ from fastapi import FastAPI
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, RequestError
 from gateway.http.inference import Inference
+from gateway.http.responses import error_body, response_head
 from gateway.http.state import WorkerState
 from gateway.routing import Target
 
-_INFER_PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_INFER_PATH = re.compile(rb"(?:https?://[^/]*)?/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 DIRECT_FROM = 64 << 10
 """Bodies of more bytes are read from the socket straight to where they are needed."""
 
@@ -34,6 +35,7 @@ class InferenceProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.state = cast("FastAPI", self.config.app).state.worker
         self._idle_since: float | None = 0.0
+        self._stalled = False
         self._direct: Inference | None = None
 
     # Reading
@@ -83,7 +85,7 @@ class InferenceProtocol(HttpToolsProtocol):
         if existing is None or existing.response_complete:
             inference.has_turn = True
             inference.read_headers()
-            if inference.size > DIRECT_FROM:
+            if inference.body.size > DIRECT_FROM:
                 self._direct = inference
         else:
             inference.read_headers()
@@ -128,6 +130,14 @@ class InferenceProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
+        if self.pipeline:
+            self.state.flush()  # only then is it known whether the client takes its responses
+        if self.flow.write_paused:
+            self._stalled = True
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
@@ -135,6 +145,32 @@ class InferenceProtocol(HttpToolsProtocol):
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._watch(self.timeout_keep_alive)
+
+    def pause_writing(self) -> None:
+        """Called by asyncio: the client does not read its responses, so it gets no more of them."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Called by asyncio: the client has caught up."""
+        super().resume_writing()
+        if self._stalled:
+            self._stalled = False
+            self._go_on()
+        elif not self.pipeline:
+            self.flow.resume_reading()
+
+    def shutdown(self) -> None:
+        """Called by uvicorn when the server stops: finish the response under way, then close."""
+        self.state.flush()
+        super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn for what is not HTTP."""
+        self.state.flush()
+        body = error_body(RequestError(msg))
+        self.transport.write(response_head(400, len(body)) + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
 
     def _watch(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
@@ -175,19 +211,19 @@ class BodyReader(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Called by asyncio: where the bytes belong."""
-        return self._inference.unread()
+        return self._inference.body.unread()
 
     def buffer_updated(self, nbytes: int) -> None:
         """Called by asyncio: so many bytes are there."""
-        if not self._inference.filled(nbytes):
+        if not self._inference.body.filled(nbytes):
             return
         self._connection.body_read_directly()
         swap_protocol(self._connection.transport, self._connection)
         self._inference.body_complete()
 
-    def eof_received(self) -> bool | None:
+    def eof_received(self) -> None:
         """Called by asyncio."""
-        return self._connection.eof_received()
+        self._connection.eof_received()
 
     def pause_writing(self) -> None:
         """Called by asyncio."""

@@ -48,4 +48,5 @@ class WorkerState:
         """Write what `write_soon` has kept."""
         outbox, self._outbox = self._outbox, []
         for transport, data in outbox:
-            transport.write(data)
+            if not transport.is_closing():
+                transport.write(data)

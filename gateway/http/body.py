@@ -1,0 +1,103 @@
+"""A request's body on its way in: a small one in pieces from the parser, a large one straight into its place."""
+
+from collections.abc import Iterable
+
+from gateway.errors import PayloadTooLarge, RequestError
+from gateway.http import compression
+from gateway.tensors import Buffer
+
+DISCARD_TIMES = 8
+"""Of a body over the limit up to this many times the limit are read and dropped, so that the client hears why."""
+_HEADERS = frozenset({b"content-length", b"content-encoding", b"accept-encoding", b"inference-header-content-length"})
+
+
+class RequestBody:
+    """What the head says of the body, and the body itself. What is wrong with it is kept until all of it is in."""
+
+    # Defaults, so that a plain small request sets little.
+    size = -1
+    """In bytes, as announced; -1: not announced."""
+    json_size: int | None = None
+    """From Inference-Header-Content-Length."""
+    encoding = ""
+    """Its Content-Encoding; empty for none."""
+    accept: str | None = None
+    """The encoding that the response may have."""
+    complete = False
+    error: RequestError | None = None
+    _received = 0
+    _buffer: memoryview | None = None
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+
+    def read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take what matters from the request's head."""
+        for name, value in headers:
+            if name in _HEADERS:
+                self._read_header(name, value.strip())
+        if self.size > self._limit:
+            self._refuse()
+
+    def _read_header(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            self.size = int(value)  # the parser has checked that it is a number
+        elif name == b"content-encoding":
+            encoding = value.lower().decode("latin-1")
+            self.encoding = "" if encoding == "identity" else encoding
+        elif name == b"accept-encoding":
+            self.accept = compression.chosen_encoding(value)
+        elif value.isdigit() and len(value) <= 18:
+            self.json_size = int(value)
+        else:
+            self.error = RequestError("Inference-Header-Content-Length must be a number of bytes")
+
+    def _refuse(self) -> None:
+        self.error = PayloadTooLarge(f"the body is larger than the limit of {self._limit} bytes")
+        self._parts.clear()
+
+    def take(self, piece: bytes) -> bool:
+        """The next piece from the parser; False if so much has come over the limit that nobody needs to listen on."""
+        self._received += len(piece)
+        if self.error is None:
+            if self._received <= self._limit:
+                self._parts.append(piece)
+            else:
+                self._refuse()
+        return self._received <= DISCARD_TIMES * self._limit
+
+    def continue_in(self, buffer: memoryview) -> None:
+        """Have the rest written into `buffer`, which is as large as the whole body."""
+        at = 0
+        for part in self._parts:
+            buffer[at : at + len(part)] = part
+            at += len(part)
+        self._parts.clear()
+        self._buffer = buffer
+
+    def unread(self) -> memoryview:
+        """The part of the buffer that is still to be filled."""
+        assert self._buffer is not None
+        return self._buffer[self._received :]
+
+    def filled(self, count: int) -> bool:
+        """So many more bytes of the buffer are filled; True if that is all."""
+        self._received += count
+        return self._received == self.size
+
+    @property
+    def data(self) -> Buffer:
+        """The whole body as received."""
+        if self._buffer is not None:
+            return self._buffer
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def unpacked(self) -> bytes:
+        """The whole body without its encoding; RequestError or PayloadTooLarge if it cannot be."""
+        return compression.decompress(bytes(self.data), self.encoding, self._limit)
+
+    def drop(self) -> None:
+        """Let go of the memory."""
+        self._parts = []
+        self._buffer = None
