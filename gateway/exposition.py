@@ -164,6 +164,9 @@ class GatewayCollector(Collector):
             "gateway_version_state", "1 for the state a version is in.", labels=[*_VERSION, "state"]
         )
         load = GaugeMetricFamily("gateway_model_load_seconds", "From the wish to ready.", labels=_VERSION)
+        ready = GaugeMetricFamily(
+            "gateway_instance_ready_seconds", "From an instance's fork to its being ready.", labels=_VERSION
+        )
         for version in self._versions:
             artifact = version.artifact
             labels = [artifact.model, str(artifact.version), artifact.framework]
@@ -171,13 +174,15 @@ class GatewayCollector(Collector):
                 states.add_metric([*labels, state.value], float(version.state is state))
             if version.load_seconds:
                 load.add_metric(labels, version.load_seconds)
+            if version.ready is not None:
+                ready.add_metric(labels, version.ready.load_seconds)
         restarts = CounterMetricFamily(
             "gateway_instance_restarts", "Instances replaced after their end.", labels=[*_VERSION, "reason"]
         )
         for version, reason, number in self._restarts:
             artifact = version.artifact
             restarts.add_metric([artifact.model, str(artifact.version), artifact.framework, reason], number)
-        yield from (memory, states, load, restarts)
+        yield from (memory, states, load, ready, restarts)
 
 
 def exposition(collector: GatewayCollector) -> bytes:

@@ -134,10 +134,14 @@ class InferenceProtocol(HttpToolsProtocol):
             self.state.flush()  # only then is it known whether the client takes its responses
         if self.flow.write_paused:
             self._stalled = True
+        elif self.pipeline:
+            self.loop.call_soon(self._go_on)  # not from here: a thousand bad requests in a row would nest as deeply
         else:
             self._go_on()
 
     def _go_on(self) -> None:
+        if self.transport.is_closing():
+            return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
