@@ -11,7 +11,6 @@ import typer
 from gateway import __version__
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -83,5 +82,11 @@ def serve(
 
 
 def main() -> None:
-    """Entry point of the `gateway` command."""
-    app()
+    """Entry point of the `gateway` command; a mistake in its use is one line on stderr and exit code 2."""
+    try:
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.TyperException as error:
+        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+        print(f"gateway: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - as above
+        code = 2
+    sys.exit(code)
