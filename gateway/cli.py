@@ -61,6 +61,7 @@ def serve(
     from gateway.supervisor import listening_socket, supervise  # noqa: PLC0415
 
     console = Console()
+    console.width = max(console.width, 120)  # a table cut off at 80 columns hides what it is for
     try:
         settings = read_settings(**given)
         sock = listening_socket(settings.host, settings.port)

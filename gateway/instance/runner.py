@@ -1,5 +1,6 @@
 """The warm parent of all instances of one framework: imports it, does nothing else, and forks."""
 
+import contextlib
 import gc
 import os
 import select
@@ -7,16 +8,35 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from setproctitle import setproctitle
 
+from gateway.instance import process
 from gateway.instance.backend import Backend
 from gateway.ipc.lifeline import die_with_parent
 from gateway.ipc.messages import Exited, Kill, RunnerReady, Spawn, ToRunner, pack, unpack
 
 MAX_DATAGRAM = 1 << 17
+
+
+@contextlib.contextmanager
+def quiet_unless_it_fails() -> Iterator[None]:
+    """Keep what a framework writes to stderr as it is imported, and show it only if the import fails."""
+    shown = os.dup(2)
+    kept = os.memfd_create("gateway-import-log")
+    os.dup2(kept, 2)
+    try:
+        yield
+    except BaseException:
+        os.write(shown, os.pread(kept, 1 << 20, 0))
+        raise
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
+        os.close(kept)
 
 
 def import_backend(framework: str) -> Backend:
@@ -82,15 +102,13 @@ class Runner:
         self._control.send(pack(Exited(instance=instance, exit_code=os.waitstatus_to_exitcode(status))))
 
     def _become_instance(self, spawn: Spawn, control_fd: int, parent: int) -> NoReturn:
-        from gateway.instance.process import main  # noqa: PLC0415 - imported already; names the next step here
-
         code = 1
         try:
             die_with_parent(parent)
             self._control.close()
             for fd in self._children:
                 os.close(fd)
-            code = main(self._backend, spawn, socket.socket(fileno=control_fd))
+            code = process.main(self._backend, spawn, socket.socket(fileno=control_fd))
         finally:
             os._exit(code)  # never back into the runner's loop, nor through its exit handlers
 
@@ -103,9 +121,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     setproctitle(f"gateway: runner {framework}")
     started = time.perf_counter()
-    backend = import_backend(framework)
-    import gateway.instance.process  # noqa: F401, PLC0415 - every instance needs it: imported once, before the fork
-
+    with quiet_unless_it_fails():
+        backend = import_backend(framework)
     control = socket.socket(fileno=control_fd)
     control.send(pack(RunnerReady(seconds=time.perf_counter() - started)))
     # What is alive now is shared by all children: keep the collector from touching, and so copying, its pages.
