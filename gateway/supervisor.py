@@ -36,6 +36,8 @@ log = logging.getLogger("gateway.supervisor")
 COLLECT_SECONDS = 5.0
 APPLY_SECONDS = 10.0
 WORKER_RESTARTS = 5
+"""So many deaths of a worker in a row, each within STEADY_SECONDS of its start, and the gateway gives up."""
+STEADY_SECONDS = 30.0
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -150,14 +152,19 @@ class Supervisor:
 
     async def _keep_worker(self, index: int) -> None:
         """Run one worker, and another in its place when it dies; after too many in a row stop everything."""
-        for attempt in range(1, WORKER_RESTARTS + 1):
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while deaths < WORKER_RESTARTS:
+            started = loop.time()
             worker = _Worker(index, self._socket.fileno())
             await worker.open()
             await self._follow_worker(worker)
             if self._stop.is_set():
                 return
-            code = await asyncio.get_running_loop().run_in_executor(None, worker.process.wait)
-            log.error("HTTP worker %d ended with code %d (%d of %d)", index, code, attempt, WORKER_RESTARTS)
+            code = await loop.run_in_executor(None, worker.process.wait)
+            deaths = 1 if loop.time() - started > STEADY_SECONDS else deaths + 1
+            log.error("HTTP worker %d ended with code %d and is replaced (%d in a row)", index, code, deaths)
+        log.critical("HTTP worker %d does not stay up; stopping", index)
         self._stop.set()
 
     async def _follow_worker(self, worker: _Worker) -> None:

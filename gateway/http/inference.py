@@ -221,6 +221,10 @@ class Inference:
         except GatewayError as error:
             self._answer_error(error)
             return
+        except Exception:
+            log.exception("encoding a response failed")
+            self._answer_error(GatewayError("internal error"))
+            return
         self._answer(text, binary)
         now = time.perf_counter()
         between = reply.received - self._sent - reply.queue_seconds - reply.compute_seconds

@@ -22,6 +22,8 @@ from gateway.http.state import WorkerState
 from gateway.routing import Target
 
 _INFER_PATH = re.compile(rb"(?:https?://[^/]*)?/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+RECEIVE_SECONDS = 60.0
+"""A client that sends nothing for so long in mid-request is let go."""
 DIRECT_FROM = 64 << 10
 """Bodies of more bytes are read from the socket straight to where they are needed."""
 
@@ -34,14 +36,22 @@ class InferenceProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.state = cast("FastAPI", self.config.app).state.worker
-        self._idle_since: float | None = 0.0
+        self.heard = 0.0  # when bytes last came from the client
+        self._idle_since: float | None = None
         self._stalled = False
         self._direct: Inference | None = None
 
     # Reading
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """Called by asyncio."""
+        super().connection_made(transport)
+        self.heard = self.loop.time()
+        self._watch(self.timeout_keep_alive)
+
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: parse, and leave the parser out of the rest of a large body."""
+        self.heard = self.loop.time()
         super().data_received(data)
         if self._direct is not None and not self.transport.is_closing():
             inference, self._direct = self._direct, None
@@ -125,7 +135,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A response was written: go on with the next request, or wait for one.
 
-        uvicorn sets and cancels a keep-alive timer for each request; here one timer per connection looks at the clock.
+        uvicorn sets and cancels a keep-alive timer for each request; here one timer a connection looks at the clock.
         """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -147,8 +157,6 @@ class InferenceProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
             return
         self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._watch(self.timeout_keep_alive)
 
     def pause_writing(self) -> None:
         """Called by asyncio: the client does not read its responses, so it gets no more of them."""
@@ -183,15 +191,28 @@ class InferenceProtocol(HttpToolsProtocol):
         self._idle_since = None
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close the connection if it has been idle for the whole time, else look again when it could have been."""
+        """Close the connection if it was idle for too long or its client stopped in mid-request; else look again."""
         self.timeout_keep_alive_task = None
-        if self.transport.is_closing() or self._idle_since is None:
-            return  # the end of the request under way sets the next timer
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        if self._idle_since is not None:
+            left = self._idle_since + self.timeout_keep_alive - now
+        elif self._waits_for_client():
+            left = self.heard + RECEIVE_SECONDS - now
+        else:
+            left = self.timeout_keep_alive
         if left > 0:
-            self._watch(left)
+            self._watch(min(left, self.timeout_keep_alive))
         else:
             self.transport.close()
+
+    def _waits_for_client(self) -> bool:
+        """Whether it is the client's turn to send: the rest of a request, or a first one."""
+        cycle: object = self.cycle
+        if isinstance(cycle, Inference):
+            return cycle.response_complete or not cycle.body.complete
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio: nobody waits for the answers of this connection any more."""
@@ -219,6 +240,7 @@ class BodyReader(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Called by asyncio: so many bytes are there."""
+        self._connection.heard = self._connection.loop.time()
         if not self._inference.body.filled(nbytes):
             return
         self._connection.body_read_directly()

@@ -93,6 +93,15 @@ class Connection:
                 self._unsent.popleft()
         return True
 
+    def send_rest(self, seconds: float) -> None:
+        """Write what is left, waiting for the worker to read it; a worker that does not read loses it."""
+        self.sock.settimeout(seconds)
+        try:
+            while self._unsent:
+                self.sock.sendall(self._unsent.popleft())
+        except OSError:
+            self._unsent.clear()
+
     def close(self) -> None:
         """Drop the socket; queued requests of this connection are dead from now on."""
         self.closed = True

@@ -41,6 +41,10 @@ PLANS = 4096
 """Distinct request headers remembered; more of them only costs decoding again."""
 
 
+REST_SECONDS = 5.0
+"""At the end, how long a worker may take to read the answers that its socket had no room for."""
+
+
 class Server:
     """Answers the requests of one loaded model on one listening socket until told to stop."""
 
@@ -73,6 +77,8 @@ class Server:
                     self._drain(self._connections[fd], events)
             if self._queue and (self._stopping or not self._patience()):
                 self._run_batch(self._take())
+        for connection in self._connections.values():
+            connection.send_rest(REST_SECONDS)
 
     def _patience(self) -> float:
         """Seconds to wait for events: none with work at hand, for ever without, else until a batch is due."""
@@ -121,7 +127,9 @@ class Server:
                 arrived = min(sent, now) if connection.arena is not None else now
                 self._queue.append(PendingRequest(connection, request_id, plan, payload, arrived))
         elif kind == CANCEL:
-            connection.cancelled.add(request_id)
+            # One that is not queued any more gets its answer, which the worker drops.
+            if any(waiting.request_id == request_id and waiting.connection is connection for waiting in self._queue):
+                connection.cancelled.add(request_id)
         elif kind == RELEASE:
             connection.release(request_id)
 
