@@ -1,0 +1,50 @@
+# `make` lists the targets. ARGS is handed on: make test ARGS="-k metrics", make serve ARGS="--port 9000".
+
+CONSTRAINTS := constraints/cpu.txt
+INSTALLED := .venv/installed
+
+# Sets the shell's `python` to the first that is Python 3.11 or newer and can make virtual environments, or says
+# what to install.
+FIND_PYTHON = \
+	for python in $(PYTHON) python3.11 python3 python3.12 python3.13; do \
+		"$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "Python 3.11 or newer with its venv module is needed and was not found." >&2; \
+		echo "On Debian 12, Ubuntu 24.04 and newer ones: apt-get install python3 python3-venv" >&2; \
+		exit 1; \
+	fi
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint bench python
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(INSTALLED) ## Install the gateway and everything it needs, on the CPU, into .venv
+
+serve: setup ## Serve the example models in model_store
+	.venv/bin/gateway serve --model-store model_store $(ARGS)
+
+test: setup ## Run the tests
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: setup ## Check style, format and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: setup ## Measure throughput and latency; PEER=triton measures Triton beside it
+	.venv/bin/python loadtests/bench.py $(if $(PEER),--peer $(PEER)) $(ARGS)
+
+# The Python that `make setup` takes.
+python:
+	@$(FIND_PYTHON); echo "$$python"
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 && exit; $(FIND_PYTHON); \
+	echo "Making .venv with $$python, $$("$$python" --version)"; "$$python" -m venv --clear .venv
+	@echo "Installing PyTorch, TensorFlow and the rest into .venv: about 1 GB to download, minutes the first time"
+	.venv/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[cpu,dev,load]'
+	@touch $@
+	@echo "Done. Next: make serve"

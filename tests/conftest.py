@@ -1,0 +1,355 @@
+"""The gateway as its users meet it: the real program in a process group of its own, and bytes on a socket."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+HERE = Path(__file__).parent
+SHIPPED = HERE.parent / "model_store"
+PROGRAM = Path(sys.executable).with_name("gateway")
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+LIMIT = 8 << 20
+"""Largest body that the shared gateway takes."""
+
+_running: list["Gateway"] = []
+
+
+class Response:
+    """What came back on a raw connection; header names are in lower case."""
+
+    def __init__(self, head: bytes) -> None:
+        lines = head.decode("latin-1").split("\r\n")
+        self.status = int(lines[0].split(" ")[1])
+        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        self.body = b""
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def parts(self) -> tuple[Any, bytes]:
+        """The JSON and the binary data behind it."""
+        size = int(self.headers["inference-header-content-length"])
+        return json.loads(self.body[:size]), self.body[size:]
+
+
+class Connection:
+    """One client connection, on which the test decides about every byte."""
+
+    def __init__(self, address: tuple[str, int], receive_buffer: int = 0) -> None:
+        self.sock = socket.socket()
+        if receive_buffer:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.settimeout(20.0)
+        self.sock.connect(address)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._have = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, *data: bytes) -> None:
+        for piece in data:
+            self.sock.sendall(piece)
+
+    def response(self) -> Response:
+        """Read one response, with its body if it has a Content-Length; an interim one is a response too."""
+        while b"\r\n\r\n" not in self._have:
+            self._more()
+        head, _, self._have = self._have.partition(b"\r\n\r\n")
+        response = Response(head)
+        size = int(response.headers.get("content-length", 0))
+        parts = [self._have]
+        while (missing := size - sum(map(len, parts))) > 0:
+            parts.append(self.sock.recv(min(missing, 1 << 20)))
+            assert parts[-1], f"the connection was closed {missing} bytes before the end of the response"
+        body = b"".join(parts)
+        response.body, self._have = body[:size], body[size:]
+        return response
+
+    def _more(self) -> None:
+        data = self.sock.recv(1 << 16)
+        assert data, f"the connection was closed instead of answering; it had sent {self._have[:200]!r}"
+        self._have += data
+
+    def ask(self, request: bytes) -> Response:
+        self.send(request)
+        return self.response()
+
+    def closed_by_peer(self, seconds: float = 10.0) -> bool:
+        """Wait for the end of the stream; False if more bytes come instead, TimeoutError if neither happens."""
+        self.sock.settimeout(seconds)
+        try:
+            return not self._have and self.sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+class Metrics:
+    """One scrape."""
+
+    def __init__(self, text: str) -> None:
+        self.families = {family.name: family for family in text_string_to_metric_families(text)}
+        self.samples = [sample for family in self.families.values() for sample in family.samples]
+
+    def of(self, name: str, **labels: str) -> float:
+        """The sum of a sample over all label sets that agree with these labels."""
+        wanted = labels.items()
+        return sum(s.value for s in self.samples if s.name == name and wanted <= s.labels.items())
+
+
+class Gateway:
+    """A running gateway over a store; `options` are those of `gateway serve`."""
+
+    def __init__(self, store: Path, log: Path, *options: str) -> None:
+        self.log = log
+        self.port = 0
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [PROGRAM, "serve", "--port", "0", "--model-store", store, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment | {"COLUMNS": "200"},
+                cwd=log.parent,
+                start_new_session=True,
+            )
+        _running.append(self)
+        try:
+            found = until(self._serving, START_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+        self.port = int(found)
+        self.address = ("127.0.0.1", self.port)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30.0)
+
+    def _serving(self) -> str | None:
+        text = self.log.read_text(errors="replace")
+        assert self.process.poll() is None, f"the gateway ended with code {self.process.returncode}:\n{text}"
+        match = re.search(r"Serving on http://127\.0\.0\.1:(\d+)\b", text)
+        return match[1] if match else None
+
+    # Processes
+
+    def processes(self) -> dict[int, str]:
+        """Process id → title, of every living process of this gateway."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                    if int(session) == self.process.pid and state not in "ZX":
+                        found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+        return found
+
+    def pids(self, title: str) -> set[int]:
+        """The processes whose title starts like this."""
+        return {pid for pid, name in self.processes().items() if name.startswith(f"gateway: {title}")}
+
+    def pid(self, title: str) -> int:
+        (found,) = self.pids(title)
+        return found
+
+    def stop(self) -> int:
+        """End it as a user would; everything must be gone after that. Returns its exit code."""
+        self.process.send_signal(signal.SIGTERM)  # which does nothing if it has ended
+        try:
+            self.process.wait(STOP_SECONDS)
+            until(lambda: not self.processes(), 5.0)
+        finally:
+            left = self.processes()
+            if left:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(5.0)
+            if self.port:
+                self.http.close()
+            if self in _running:
+                _running.remove(self)
+        assert not left, f"processes of the gateway were left: {left}"
+        return self.process.returncode
+
+    # Requests
+
+    def connect(self, receive_buffer: int = 0) -> Connection:
+        return Connection(self.address, receive_buffer)
+
+    def request(
+        self, method: str, path: str, body: bytes = b"", *headers: str, http: str = "1.1", length: bool = True
+    ) -> bytes:
+        """A request as bytes."""
+        lines = [f"{method} {path} HTTP/{http}", f"Host: 127.0.0.1:{self.port}", *headers]
+        if length and (body or method == "POST"):
+            lines.append(f"Content-Length: {len(body)}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+    def inference(self, model: str, body: Any, *headers: str, **how: Any) -> bytes:
+        """A POST to …/infer as bytes; `body` is JSON or bytes, or (JSON, binary data)."""
+        return self.request("POST", f"/v2/models/{model}/infer", *packed(body, headers), **how)
+
+    def infer(self, model: str, body: Any, *headers: str) -> Response:
+        """One inference on a connection of its own."""
+        with self.connect() as connection:
+            return connection.ask(self.inference(model, body, *headers))
+
+    def good(self) -> bytes:
+        """A request that the MLP answers."""
+        return self.inference("mlp", {"inputs": [tensor("x", "FP32", [1, 16], [0.5] * 16)]})
+
+    def slow(self, seconds: float = 0.3) -> bytes:
+        """A request that keeps the model `slow` busy for about so long."""
+        return self.inference("slow", {"inputs": [tensor("rounds", "INT64", [1], [self._rounds(seconds)])]})
+
+    def _rounds(self, seconds: float) -> int:
+        """Measured once per gateway, for machines differ."""
+        if not hasattr(self, "_rate"):
+            rounds = 4000
+            before = self.metrics().of("gateway_execution_duration_seconds_sum", model="slow")
+            assert self.infer("slow", {"inputs": [tensor("rounds", "INT64", [1], [rounds])]}).status == 200
+            after = self.metrics().of("gateway_execution_duration_seconds_sum", model="slow")
+            self._rate = rounds / (after - before)
+        return int(self._rate * seconds)
+
+    def metrics(self) -> Metrics:
+        answer = self.http.get("/metrics")
+        assert answer.status_code == 200
+        return Metrics(answer.text)
+
+    def versions(self) -> dict[str, str]:
+        """The state of each model, by the repository index."""
+        return {each["name"]: each["state"] for each in self.http.post("/v2/repository/index").json()}
+
+
+def packed(body: Any, headers: Sequence[str]) -> tuple[Any, ...]:
+    """A body as bytes and the headers it needs."""
+    if isinstance(body, tuple):
+        text = json.dumps(body[0]).encode()
+        return (text + body[1], f"Inference-Header-Content-Length: {len(text)}", *headers)
+    return (body if isinstance(body, bytes) else json.dumps(body).encode(), *headers)
+
+
+def tensor(name: str, datatype: str, shape: Sequence[int], data: Any = None, **parameters: Any) -> dict[str, Any]:
+    """One of a request's inputs."""
+    found = {"name": name, "datatype": datatype, "shape": list(shape)}
+    if data is not None:
+        found["data"] = data
+    return found | ({"parameters": parameters} if parameters else {})
+
+
+def until(found: Callable[[], Any], seconds: float) -> Any:
+    """Call until the answer is truthy; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < end, f"did not come about within {seconds:g} s"
+        time.sleep(0.01)
+    return answer
+
+
+def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """`gateway serve` with arguments that end it at once."""
+    command = [PROGRAM, "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+class Helpers:
+    """The functions above, for tests: they cannot import from here."""
+
+    tensor = staticmethod(tensor)
+    until = staticmethod(until)
+    run = staticmethod(run)
+    limit = LIMIT
+    shipped = SHIPPED
+
+
+@pytest.fixture(scope="session")
+def helpers() -> Helpers:
+    return Helpers()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with every test model, made by the frameworks in processes of their own."""
+    store = tmp_path_factory.mktemp("built")
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", HERE / "fixtures" / f"{name}_models.py", store],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        for name in ("torch", "tensorflow")
+    ]
+    outputs = [builder.communicate(timeout=100)[0] for builder in builders]
+    for builder, output in zip(builders, outputs, strict=True):
+        assert builder.returncode == 0, output.decode(errors="replace")
+    broken = {
+        "no_archive": ("model.pt", b"this is no archive\n", ""),
+        "misspelt_key": ("model.pt", b"", "max_batchsize: 3\n"),
+        "no_artifact": ("readme.txt", b"hello\n", ""),
+    }
+    for name, (file, content, config) in broken.items():
+        (store / name / "1").mkdir(parents=True)
+        (store / name / "1" / file).write_bytes(content)
+        if config:
+            (store / name / "model.yaml").write_text(config)
+    return store
+
+
+@pytest.fixture(scope="session")
+def start_gateway(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Callable[..., Any]:
+    """A context manager: a gateway of one's own over these test models, stopped at the end if it still runs."""
+
+    @contextlib.contextmanager
+    def start(models: Sequence[str], *options: str) -> Iterator[Gateway]:
+        directory = tmp_path_factory.mktemp("gateway")
+        store = directory / "store"
+        store.mkdir()
+        for name in models:
+            (store / name).symlink_to(built / name if (built / name).is_dir() else SHIPPED / name)
+        gateway = Gateway(store, directory / "log", *options)
+        try:
+            yield gateway
+        finally:
+            if gateway in _running:
+                gateway.stop()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def gateway(start_gateway: Callable[..., Any], built: Path) -> Iterator[Gateway]:
+    """The shared gateway, over the shipped models and all test models; no test may harm it."""
+    shipped = [path.name for path in SHIPPED.iterdir() if path.is_dir()]
+    models = sorted([*shipped, *(path.name for path in built.iterdir())])
+    with start_gateway(models, "--max-body-bytes", str(LIMIT), "--keep-alive-seconds", "60") as started:
+        yield started
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of what each running gateway has written below a failure."""
+    report = yield
+    if report.failed and "gateway" in "".join(getattr(item, "fixturenames", ())):
+        for number, each in enumerate(_running):
+            text = each.log.read_text(errors="replace")
+            report.sections.append((f"log of gateway {number}", "…" * (len(text) > 3000) + text[-3000:]))
+    return report

@@ -1,0 +1,375 @@
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import DeadlineExceeded, InstanceDied, QueueFull
+from gateway.ipc import channel as module
+from gateway.ipc.arena import THRESHOLD, map_readable
+from gateway.ipc.channel import Channel, Reply
+from gateway.ipc.framing import (
+    CANCEL,
+    FAILURE,
+    INFER,
+    MAX_PAYLOAD,
+    OFFSET,
+    RELEASE,
+    REPLY_HEAD,
+    RESULT,
+    Failure,
+    RequestHead,
+    ResultHeader,
+    TensorHeader,
+    encode,
+    reply_frame,
+    request_reader,
+)
+
+PATIENCE = 5
+
+
+class Peer:
+    """An instance played by the test: it sees every frame and says what it is told to say."""
+
+    def __init__(self, sock: socket.socket, descriptors: list[int]) -> None:
+        self.sock = sock
+        self.requests, self.replies = (map_readable(fd) for fd in descriptors)
+        for fd in descriptors:
+            os.close(fd)
+        self._reader = request_reader()
+        self._frames: list[tuple[RequestHead, bytes, bytes]] = []
+
+    async def frame(self) -> tuple[RequestHead, bytes, bytes]:
+        async with asyncio.timeout(PATIENCE):
+            while not self._frames:
+                data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 20)
+                assert data, "the channel closed"
+                self._frames += self._reader.feed(data)
+        return self._frames.pop(0)
+
+    def say(self, *parts: bytes | bytearray | memoryview) -> None:
+        self.sock.sendall(b"".join(parts))
+
+    def answer(self, number: int, payload: bytes = b"1234", *, in_arena: bool = False) -> None:
+        size = 4 if in_arena else len(payload)
+        header = ResultHeader((TensorHeader("y", "UINT8", (size,), size, in_arena),))
+        self.say(*reply_frame(RESULT, number, encode(header), [payload], (0.25, 0.5, 3)))
+
+    async def closed(self) -> bool:
+        async with asyncio.timeout(PATIENCE):
+            with contextlib.suppress(ConnectionError):
+                while await asyncio.get_running_loop().sock_recv(self.sock, 1 << 20):
+                    pass
+        return True
+
+
+class Line:
+    """A channel, the peer at its other end, and what came back."""
+
+    def __init__(self, channel: Channel, peer: Peer, lost: asyncio.Event) -> None:
+        self.channel = channel
+        self.peer = peer
+        self.lost = lost
+
+    def call(self, payload: bytes = b"", regions: list[int] | None = None) -> tuple[int, "asyncio.Future[Reply]"]:
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        number = self.channel.call(b"head", [payload], regions or [], answer.set_result, time.perf_counter())
+        return number, answer
+
+
+
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path, timeout: float = PATIENCE) -> AsyncIterator[Line]:
+    lost = asyncio.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path / "i.sock"))
+        listener.listen()
+        channel = await Channel.connect("m/1#0", str(path / "i.sock"), timeout, lambda _: lost.set())
+        sock, _ = listener.accept()
+    with sock:
+        greeting, descriptors, _, _ = socket.recv_fds(sock, 16, 2)
+        assert greeting == b"arenas"
+        sock.setblocking(False)
+        yield Line(channel, Peer(sock, descriptors), lost)
+        if not channel.closed:
+            channel.close()
+        await asyncio.wait_for(lost.wait(), PATIENCE)
+
+
+@pytest.fixture
+async def line(tmp_path: Path) -> AsyncIterator[Line]:
+    async with opened(tmp_path) as line:
+        yield line
+
+
+async def soon(answer: "asyncio.Future[Reply]") -> Reply:
+    return await asyncio.wait_for(answer, PATIENCE)
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_call_is_sent_and_its_reply_handed_over(line: Line) -> None:
+    number, answer = line.call(b"payload")
+    head, header, payload = await line.peer.frame()
+    assert (head[0], head[3], header, payload) == (INFER, number, b"head", b"payload")
+    line.peer.answer(number)
+    reply = await soon(answer)
+    assert reply.error is None
+    assert reply.header is not None
+    assert [tensor.name for tensor in reply.header.outputs] == ["y"]
+    assert [bytes(raw) for raw in reply.tensors] == [b"1234"]
+    assert (reply.queue_seconds, reply.compute_seconds, reply.batch_rows) == (0.25, 0.5, 3)
+    assert not line.channel.pending
+
+
+async def test_replies_find_their_calls_in_any_order(line: Line) -> None:
+    calls = [line.call() for _ in range(4)]
+    for number, _ in reversed(calls):
+        line.peer.answer(number, str(number).encode())
+    assert [bytes((await soon(answer)).tensors[0]) for _, answer in calls] == [str(n).encode() for n, _ in calls]
+
+
+async def test_calls_of_one_turn_are_written_together(line: Line) -> None:
+    for _ in range(10):
+        line.call()
+    await turns()
+    assert len(request_reader().feed(line.peer.sock.recv(1 << 20))) == 10
+
+
+async def test_a_failure_comes_back_as_the_error_it_names(line: Line) -> None:
+    number, answer = line.call()
+    line.peer.say(*reply_frame(FAILURE, number, b"", [encode(Failure("queue_full", "no room"))]))
+    error = (await soon(answer)).error
+    assert isinstance(error, QueueFull)
+    assert error.message == "no room"
+
+
+async def test_when_the_instance_dies_every_call_under_way_is_told(line: Line) -> None:
+    answers = [line.call()[1] for _ in range(3)]
+    await line.peer.frame()
+    line.peer.sock.shutdown(socket.SHUT_RDWR)
+    for answer in answers:
+        assert isinstance((await soon(answer)).error, InstanceDied)
+    assert line.lost.is_set()
+    assert line.channel.closed
+
+
+async def test_a_call_on_a_closed_channel_is_told_at_once(line: Line) -> None:
+    line.channel.close()
+    await asyncio.wait_for(line.lost.wait(), PATIENCE)
+    _, answer = line.call()
+    assert not answer.done()  # never from within the call
+    assert isinstance((await soon(answer)).error, InstanceDied)
+    line.channel.unreserve(0)
+
+
+async def test_a_callback_that_fails_does_not_silence_the_others(line: Line) -> None:
+    def fail(_: Reply) -> None:
+        raise ValueError("a bug of the caller's")
+
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    line.channel.call(b"", [], [], fail, 0.0)
+    _, answer = line.call()
+    line.channel.close()
+    assert isinstance((await soon(answer)).error, InstanceDied)
+
+
+async def test_a_call_that_takes_too_long_is_told_and_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.01)
+    async with opened(tmp_path, timeout=0.02) as line:
+        number, answer = line.call()
+        error = (await soon(answer)).error
+        assert isinstance(error, DeadlineExceeded)
+        assert "0.02 s" in error.message
+        assert (await line.peer.frame())[0][0] == INFER
+        assert (await line.peer.frame())[0][::3] == (CANCEL, number)
+        line.peer.answer(number)  # too late: nobody is told twice
+        while line.channel.pending:
+            await asyncio.sleep(0.001)
+        assert not line.channel.closed
+
+
+async def test_a_call_within_its_time_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.001)
+    async with opened(tmp_path) as line:
+        number, answer = line.call()
+        await line.peer.frame()
+        before = line.channel._sweeper  # noqa: SLF001 - a sweep sets the next one
+        async with asyncio.timeout(PATIENCE):
+            while line.channel._sweeper is before:  # noqa: SLF001 - as above
+                await asyncio.sleep(0.001)
+        assert not answer.done()
+        line.peer.answer(number)
+        assert (await soon(answer)).error is None
+
+
+async def test_a_cancelled_call_is_never_answered_and_keeps_its_region_until_confirmed(line: Line) -> None:
+    regions: list[int] = []
+    placed = line.channel.place(bytes(THRESHOLD + 1), regions)
+    assert placed is not None
+    number, answer = line.call(bytes(placed), regions)
+    line.channel.cancel(number)
+    line.channel.cancel(number)
+    assert [(await line.peer.frame())[0][0] for _ in range(2)] == [INFER, CANCEL]
+    assert len(line.channel.arena.regions) == 1
+    line.peer.say(*reply_frame(FAILURE, number, b"", [encode(Failure("cancelled", ""))]))
+    async with asyncio.timeout(PATIENCE):
+        while line.channel.pending:
+            await asyncio.sleep(0.001)
+    assert not line.channel.arena.regions
+    assert not answer.done()
+    line.channel.cancel(number)  # unknown by now: nothing happens
+
+
+async def test_a_large_tensor_is_placed_where_the_instance_reads_it(line: Line) -> None:
+    raw = bytes(range(256)) * 300
+    regions: list[int] = []
+    placed = line.channel.place(raw, regions)
+    assert placed is not None
+    number, answer = line.call(bytes(placed), regions)
+    _, _, payload = await line.peer.frame()
+    (offset,) = OFFSET.unpack(payload)
+    assert bytes(line.peer.requests[offset : offset + len(raw)]) == raw
+    line.peer.answer(number)
+    await soon(answer)
+    assert not line.channel.arena.regions
+
+
+async def test_a_small_tensor_and_one_too_large_are_not_placed(line: Line) -> None:
+    assert line.channel.place(bytes(THRESHOLD), []) is None
+    line.channel.arena.regions.capacity = THRESHOLD
+    regions: list[int] = []
+    assert line.channel.place(bytes(THRESHOLD + 1), regions) is None
+    assert regions == []
+
+
+async def test_an_output_in_the_arena_is_read_there_and_released(line: Line) -> None:
+    number, answer = line.call()
+    await line.peer.frame()
+    line.peer.replies[64:68] = b"abcd"
+    line.peer.answer(number, OFFSET.pack(64), in_arena=True)
+    assert bytes((await soon(answer)).tensors[0]) == b"abcd"
+    assert (await line.peer.frame())[0][::3] == (RELEASE, number)
+
+
+async def test_an_output_nobody_waits_for_is_released_too(line: Line) -> None:
+    number, answer = line.call()
+    line.channel.cancel(number)
+    line.peer.answer(number, OFFSET.pack(0), in_arena=True)
+    assert [(await line.peer.frame())[0][0] for _ in range(3)] == [INFER, CANCEL, RELEASE]
+    assert not answer.done()
+
+
+async def test_whoever_waits_for_room_is_called_when_there_is_some(line: Line) -> None:
+    region = line.channel.reserve(100)
+    assert region is not None
+    called: list[int] = []
+    line.channel.when_freed(lambda: called.append(1))
+    await turns()
+    assert not called
+    line.channel.unreserve(region)
+    await turns()
+    assert called == [1]
+    other = line.channel.reserve(100)
+    assert other is not None
+    line.channel.unreserve(other)
+    await turns()
+    assert called == [1]
+
+
+async def test_whoever_waits_for_room_is_called_when_the_channel_closes(line: Line) -> None:
+    called = asyncio.Event()
+    line.channel.when_freed(called.set)
+    line.channel.close()
+    await asyncio.wait_for(called.wait(), PATIENCE)
+
+
+async def test_the_memory_of_an_idle_arena_goes_back(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRIM_SECONDS", 0.0)
+    regions: list[int] = []
+    line.channel.place(b"x" * 100_000, regions)
+    line.channel.unreserve(regions[0])
+    async with asyncio.timeout(PATIENCE):
+        while bytes(line.channel.arena.view[:1]) != b"\0":
+            await asyncio.sleep(0.001)
+
+
+async def test_an_arena_that_is_used_again_is_not_trimmed(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRIM_SECONDS", 0.0)
+    regions: list[int] = []
+    line.channel.place(b"x" * 100_000, regions)
+    line.channel.unreserve(regions.pop())
+    line.channel.place(b"y" * 100_000, regions)
+    await turns(20)
+    assert bytes(line.channel.arena.view[:3]) == b"yyy"
+
+
+async def test_a_channel_closes_when_it_is_idle(line: Line) -> None:
+    number, answer = line.call()
+    line.channel.close_when_idle()
+    await turns()
+    assert not line.channel.closed
+    line.peer.answer(number)
+    assert (await soon(answer)).error is None
+    await asyncio.wait_for(line.lost.wait(), PATIENCE)
+
+
+async def test_an_idle_channel_closes_at_once(line: Line) -> None:
+    line.channel.close_when_idle()
+    await asyncio.wait_for(line.lost.wait(), PATIENCE)
+    assert await line.peer.closed()
+
+
+def bad_frames(number: int) -> dict[str, bytes]:
+    tensor = TensorHeader("y", "FP32", (1,), 4)
+
+    def result(*tensors: TensorHeader, payload: bytes = b"1234") -> bytes:
+        return b"".join(reply_frame(RESULT, number, encode(ResultHeader(tensors)), [payload]))
+
+    return {
+        "noise": b"\xff" * 100,
+        "a reply to no request": b"".join(reply_frame(RESULT, 99, encode(ResultHeader(())))),
+        "too large": REPLY_HEAD.pack(RESULT, 0, MAX_PAYLOAD + 1, number, 0.0, 0.0, 0),
+        "a header that is none": b"".join(reply_frame(RESULT, number, b"\xc1\xc1")),
+        "a header of another kind": b"".join(reply_frame(RESULT, number, encode(["y"]))),
+        "a failure that is none": b"".join(reply_frame(FAILURE, number, b"", [b"\xc1"])),
+        "more tensors than bytes": result(tensor, tensor),
+        "fewer tensors than bytes": result(),
+        "outside the arena": result(
+            TensorHeader("y", "FP32", (1,), 4, in_arena=True), payload=OFFSET.pack(2**63)
+        ),
+        "a torn offset": result(TensorHeader("y", "FP32", (1,), 4, in_arena=True), payload=b"123"),
+        "a negative size": result(TensorHeader("y", "FP32", (1,), 5), TensorHeader("z", "FP32", (1,), -1)),
+    }
+
+
+@pytest.mark.parametrize("what", bad_frames(1))
+async def test_an_instance_that_speaks_nonsense_loses_its_channel_and_every_call_is_told(line: Line, what: str) -> None:
+    unhandled: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    number, answer = line.call()
+    _, other = line.call()
+    line.peer.say(bad_frames(number)[what])
+    await asyncio.wait_for(line.lost.wait(), 1)
+    await turns()
+    assert isinstance((await soon(other)).error, InstanceDied)
+    assert answer.done(), "the call whose reply made no sense was forgotten"
+    assert isinstance(answer.result().error, InstanceDied)
+    assert not unhandled
+
+
+async def test_an_instance_that_is_not_there_is_an_os_error_and_leaves_nothing_open(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        await Channel.connect("m/1#0", str(tmp_path / "nobody.sock"), PATIENCE, lambda _: None)
