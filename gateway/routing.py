@@ -42,7 +42,7 @@ class Target:
         signature = self.signatures.get(name or self.default_signature)
         if signature is None:
             known = ", ".join(f"'{known}'" for known in sorted(self.signatures))
-            raise RequestError(f"model '{self.model}' has no signature '{name}'; it has {known}")
+            raise RequestError(f"model '{self.model}' has no signature '{(name or '')[:100]}'; it has {known}")
         return signature
 
 

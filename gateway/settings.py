@@ -52,9 +52,9 @@ def read_settings(**from_command_line: Any) -> Settings:
     """The settings in force; ConfigError names the key that is unknown or whose value is bad."""
     known = {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
     for variable in sorted(os.environ):
-        if variable.upper().startswith("GATEWAY_") and variable.upper() not in known:
-            if _SERVICE_LINK.fullmatch(variable):
-                continue
+        if _SERVICE_LINK.fullmatch(variable) or (variable == "GATEWAY_PORT" and "://" in os.environ[variable]):
+            del os.environ[variable]
+        elif variable.upper().startswith("GATEWAY_") and variable.upper() not in known:
             raise ConfigError(f"unknown setting {variable} in the environment; known are {', '.join(sorted(known))}")
     given = {name: value for name, value in from_command_line.items() if value is not None}
     try:

@@ -115,15 +115,18 @@ class Metrics:
 
 
 class Gateway:
-    """A running gateway over a store; `options` are those of `gateway serve`."""
+    """A gateway over a store, which serves when this returns; `options` are those of `gateway serve`.
 
-    def __init__(self, store: Path, log: Path, *options: str) -> None:
+    With a port it is only started.
+    """
+
+    def __init__(self, store: Path, log: Path, *options: str, port: int = 0) -> None:
         self.log = log
         self.port = 0
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [PROGRAM, "serve", "--port", "0", "--model-store", store, *options],
+                [PROGRAM, "serve", "--port", str(port), "--model-store", store, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -133,7 +136,7 @@ class Gateway:
             )
         _running.append(self)
         try:
-            found = until(self._serving, START_SECONDS)
+            found = port or until(self._serving, START_SECONDS)
         except BaseException:
             self.stop()
             raise
@@ -319,13 +322,13 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Call
     """A context manager: a gateway of one's own over these test models, stopped at the end if it still runs."""
 
     @contextlib.contextmanager
-    def start(models: Sequence[str], *options: str) -> Iterator[Gateway]:
+    def start(models: Sequence[str], *options: str, port: int = 0) -> Iterator[Gateway]:
         directory = tmp_path_factory.mktemp("gateway")
         store = directory / "store"
         store.mkdir()
         for name in models:
             (store / name).symlink_to(built / name if (built / name).is_dir() else SHIPPED / name)
-        gateway = Gateway(store, directory / "log", *options)
+        gateway = Gateway(store, directory / "log", *options, port=port)
         try:
             yield gateway
         finally:

@@ -246,6 +246,18 @@ def test_the_length_of_the_json_part_must_be_right(gateway: Any, length: str, ex
     refused(gateway, gateway.request("POST", "/v2/models/mlp/infer", body, header), expected=expected)
 
 
+def test_large_bodies_that_are_refused_give_their_memory_back(gateway: Any, helpers: Any) -> None:
+    """Together they are larger than the memory for bodies."""
+    raw = bytes(5_000_000)
+    bad = {"inputs": [helpers.tensor("y", "FP32", [1_250_000], binary_data_size=len(raw))]}
+    good = {"inputs": [helpers.tensor("x", "FP32", [1_250_000], binary_data_size=len(raw))]}
+    request = gateway.inference("identity_torch", (bad, raw))
+    with gateway.connect() as connection:
+        for _ in range(60):
+            check_error(connection.ask(request), 400, "'y'")
+        assert connection.ask(gateway.inference("identity_torch", (good, raw))).status == 200
+
+
 @pytest.mark.parametrize(
     "raw",
     [

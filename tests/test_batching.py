@@ -29,7 +29,9 @@ class FakeConnection:
         self.arena = memoryview(arena)
 
 
-def pending(plan: Plan, number: int = 0, payload: bytes = b"", arrived: float = 0.0, arena: bytes = b"") -> PendingRequest:
+def pending(
+    plan: Plan, number: int = 0, payload: bytes = b"", arrived: float = 0.0, arena: bytes = b""
+) -> PendingRequest:
     return PendingRequest(cast("Connection", FakeConnection(arena)), number, plan, payload, arrived)
 
 
@@ -121,7 +123,9 @@ def test_requests_of_another_key_do_not_fill_a_batch() -> None:
 # plan_request
 
 
-def header(*tensors: tuple[str, str, tuple[int, ...]], signature: str = "f", outputs: Any = (), placed: bool = False) -> RequestHeader:
+def header(
+    *tensors: tuple[str, str, tuple[int, ...]], signature: str = "f", outputs: Any = (), placed: bool = False
+) -> RequestHeader:
     made = tuple(TensorHeader(name, datatype, shape, 0, placed) for name, datatype, shape in tensors)
     return RequestHeader(signature, made, outputs)
 

@@ -82,16 +82,13 @@ class Line:
         return number, answer
 
 
-
-
-
 @contextlib.asynccontextmanager
-async def opened(path: Path, timeout: float = PATIENCE) -> AsyncIterator[Line]:
+async def opened(path: Path, patience: float = PATIENCE) -> AsyncIterator[Line]:
     lost = asyncio.Event()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path / "i.sock"))
         listener.listen()
-        channel = await Channel.connect("m/1#0", str(path / "i.sock"), timeout, lambda _: lost.set())
+        channel = await Channel.connect("m/1#0", str(path / "i.sock"), patience, lambda _: lost.set())
         sock, _ = listener.accept()
     with sock:
         greeting, descriptors, _, _ = socket.recv_fds(sock, 16, 2)
@@ -116,6 +113,12 @@ async def soon(answer: "asyncio.Future[Reply]") -> Reply:
 async def turns(count: int = 5) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.001)
 
 
 async def test_a_call_is_sent_and_its_reply_handed_over(line: Line) -> None:
@@ -188,7 +191,7 @@ async def test_a_call_that_takes_too_long_is_told_and_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SWEEP_SECONDS", 0.01)
-    async with opened(tmp_path, timeout=0.02) as line:
+    async with opened(tmp_path, patience=0.02) as line:
         number, answer = line.call()
         error = (await soon(answer)).error
         assert isinstance(error, DeadlineExceeded)
@@ -196,8 +199,7 @@ async def test_a_call_that_takes_too_long_is_told_and_cancelled(
         assert (await line.peer.frame())[0][0] == INFER
         assert (await line.peer.frame())[0][::3] == (CANCEL, number)
         line.peer.answer(number)  # too late: nobody is told twice
-        while line.channel.pending:
-            await asyncio.sleep(0.001)
+        await eventually(lambda: not line.channel.pending)
         assert not line.channel.closed
 
 
@@ -207,9 +209,7 @@ async def test_a_call_within_its_time_is_left_alone(tmp_path: Path, monkeypatch:
         number, answer = line.call()
         await line.peer.frame()
         before = line.channel._sweeper  # noqa: SLF001 - a sweep sets the next one
-        async with asyncio.timeout(PATIENCE):
-            while line.channel._sweeper is before:  # noqa: SLF001 - as above
-                await asyncio.sleep(0.001)
+        await eventually(lambda: line.channel._sweeper is not before)  # noqa: SLF001 - as above
         assert not answer.done()
         line.peer.answer(number)
         assert (await soon(answer)).error is None
@@ -225,9 +225,7 @@ async def test_a_cancelled_call_is_never_answered_and_keeps_its_region_until_con
     assert [(await line.peer.frame())[0][0] for _ in range(2)] == [INFER, CANCEL]
     assert len(line.channel.arena.regions) == 1
     line.peer.say(*reply_frame(FAILURE, number, b"", [encode(Failure("cancelled", ""))]))
-    async with asyncio.timeout(PATIENCE):
-        while line.channel.pending:
-            await asyncio.sleep(0.001)
+    await eventually(lambda: not line.channel.pending)
     assert not line.channel.arena.regions
     assert not answer.done()
     line.channel.cancel(number)  # unknown by now: nothing happens
@@ -301,9 +299,7 @@ async def test_the_memory_of_an_idle_arena_goes_back(line: Line, monkeypatch: py
     regions: list[int] = []
     line.channel.place(b"x" * 100_000, regions)
     line.channel.unreserve(regions[0])
-    async with asyncio.timeout(PATIENCE):
-        while bytes(line.channel.arena.view[:1]) != b"\0":
-            await asyncio.sleep(0.001)
+    await eventually(lambda: bytes(line.channel.arena.view[:1]) == b"\0")
 
 
 async def test_an_arena_that_is_used_again_is_not_trimmed(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,9 +343,7 @@ def bad_frames(number: int) -> dict[str, bytes]:
         "a failure that is none": b"".join(reply_frame(FAILURE, number, b"", [b"\xc1"])),
         "more tensors than bytes": result(tensor, tensor),
         "fewer tensors than bytes": result(),
-        "outside the arena": result(
-            TensorHeader("y", "FP32", (1,), 4, in_arena=True), payload=OFFSET.pack(2**63)
-        ),
+        "outside the arena": result(TensorHeader("y", "FP32", (1,), 4, in_arena=True), payload=OFFSET.pack(2**63)),
         "a torn offset": result(TensorHeader("y", "FP32", (1,), 4, in_arena=True), payload=b"123"),
         "a negative size": result(TensorHeader("y", "FP32", (1,), 5), TensorHeader("z", "FP32", (1,), -1)),
     }

@@ -10,7 +10,9 @@ from gateway.http.compression import chosen_encoding, compress, decompress
 
 quick = settings(max_examples=100, deadline=None)
 ENCODINGS = ("gzip", "x-gzip", "deflate")
-plains = st.binary(max_size=300) | st.builds(lambda part, times: part * times, st.binary(max_size=5), st.integers(0, 500))
+plains = st.binary(max_size=300) | st.builds(
+    lambda part, times: part * times, st.binary(max_size=5), st.integers(0, 500)
+)
 
 
 def packed(body: bytes, encoding: str) -> bytes:

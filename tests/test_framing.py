@@ -1,5 +1,6 @@
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -45,7 +46,7 @@ cuts = st.lists(st.integers(0, 2000), max_size=30)
 
 def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
     edges = [0, *sorted(min(edge, len(data)) for edge in at), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 def feed(reader: FrameReader[Any], parts: Sequence[bytes]) -> list[tuple[Any, bytes, bytes]]:

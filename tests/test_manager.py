@@ -129,7 +129,9 @@ class Stage:
 
     async def serve(self) -> None:
         async with asyncio.timeout(PATIENCE):
-            await self.manager.serve(self.store, lambda version: self.settled.append(f"{version.title} {version.state}"))
+            await self.manager.serve(
+                self.store, lambda version: self.settled.append(f"{version.title} {version.state}")
+            )
 
     def version(self, name: str = "m", number: int = 1) -> Version:
         return self.manager.versions[name, number]

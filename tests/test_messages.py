@@ -52,7 +52,9 @@ CONFIG = ModelConfig(
 READY = Ready(
     pid=7,
     platform="pytorch_torchscript",
-    signatures={"forward": Signature("forward", (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("z", "BYTES", None)), ())},
+    signatures={
+        "forward": Signature("forward", (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("z", "BYTES", None)), ())
+    },
     default_signature="forward",
     batching=Batching(8, "on"),
     notes=["fine"],

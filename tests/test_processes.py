@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,12 +91,15 @@ def test_metrics_add_up_over_all_workers(own: Any) -> None:
 
 
 def test_an_instance_that_is_killed_is_replaced_and_answers(own: Any, helpers: Any) -> None:
+    def restarts() -> float:
+        return own.metrics().of("gateway_instance_restarts_total", model="mlp", reason="signal 9")
+
     assert ask(own) == 200
-    old = own.pid("instance mlp/")
+    old, before = own.pid("instance mlp/"), restarts()
     kill(old)
     helpers.until(lambda: own.pids("instance mlp/") - {old} and ask(own) == 200, 10)
     assert own.pid("instance mlp/") != old
-    assert own.metrics().of("gateway_instance_restarts_total", model="mlp", reason="signal 9") == 1
+    assert restarts() == before + 1
     assert own.versions()["mlp"] == "READY"
 
 
@@ -110,6 +114,35 @@ def test_a_request_whose_instance_is_killed_is_answered_soon(own: Any, helpers: 
         assert answer.status in (200, 503), answer.body
         assert connection.ask(own.good()).status == 200
     helpers.until(lambda: own.pids("instance slow/") - {old} and own.infer("slow", b"{}").status == 400, 10)
+
+
+def test_a_model_without_a_running_instance_is_not_ready(own: Any, helpers: Any) -> None:
+    """The runner is held still, so that it cannot start another instance."""
+
+    def get_ready() -> int:
+        return own.http.get("/v2/models/mlp/ready").status_code
+
+    runner, old = own.pid("runner pytorch"), own.pid("instance mlp/")
+    assert get_ready() == 200
+    os.kill(runner, signal.SIGSTOP)
+    try:
+        kill(old)
+        helpers.until(lambda: ask(own) == 503, 5)
+        during = get_ready()
+    finally:
+        os.kill(runner, signal.SIGCONT)
+    helpers.until(lambda: own.pids("instance mlp/") - {old} and ask(own) == 200, 10)
+    assert during == 503
+    assert get_ready() == 200
+
+
+def test_a_runner_that_is_killed_comes_back_with_its_models(own: Any, helpers: Any) -> None:
+    old = own.processes()
+    kill(own.pid("runner pytorch"))
+    helpers.until(lambda: len(own.pids("instance ") - set(old)) == 2 and ask(own) == 200, 15)
+    assert not own.pids("instance ") & set(old)
+    assert own.pid("runner pytorch") not in old
+    assert own.pids("http worker") <= set(old)
 
 
 def test_a_worker_that_is_killed_is_replaced_and_what_it_had_counted_is_kept(own: Any, helpers: Any) -> None:
@@ -156,6 +189,41 @@ def test_nothing_outlives_a_killed_supervisor(start_gateway: Callable[..., Any],
         kill(gateway.process.pid)
         assert gateway.process.wait(5) == -signal.SIGKILL
         helpers.until(lambda: not gateway.processes(), 2)
+
+
+@pytest.mark.parametrize("action", ["unload", "load"])
+def test_a_model_can_be_unloaded_or_loaded_again_while_the_gateway_still_loads_it(
+    start_gateway: Callable[..., Any], helpers: Any, action: str
+) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    with start_gateway(["mlp"], port=port) as gateway:
+        helpers.until(lambda: gateway.pids("runner"), 5)
+        runner = gateway.pid("runner")
+        os.kill(runner, signal.SIGSTOP)  # so that the model goes on loading
+        try:
+            helpers.until(lambda: answers(gateway) and gateway.versions() == {"mlp": "LOADING"}, 10)
+            with gateway.connect() as connection:
+                connection.send(gateway.request("POST", f"/v2/repository/models/mlp/{action}"))
+                if action == "unload":
+                    assert connection.response().status in (200, 400, 503)
+                os.kill(runner, signal.SIGCONT)
+                if action == "load":
+                    assert connection.response().status == 200
+        finally:
+            os.kill(runner, signal.SIGCONT)
+        helpers.until(lambda: "Serving on" in gateway.log.read_text() or gateway.process.poll() is not None, 10)
+        assert gateway.process.poll() is None, gateway.log.read_text()
+        assert gateway.versions()["mlp"] in ({"READY"} if action == "load" else {"READY", "UNLOADED"})
+
+
+def answers(gateway: Any) -> bool:
+    try:
+        with gateway.connect() as connection:
+            return connection.ask(gateway.request("GET", "/v2/health/live")).status == 200
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -17,11 +17,13 @@ X = {"x": np.full((1, 4), 0.5, np.float32)}
 
 class FakeModel:
     platform = "pytorch_torchscript"
-    signatures: dict[str, Signature] = {}
+    signatures: ClassVar[dict[str, Signature]] = {}
     default_signature = "forward"
-    notes: list[str] = []
+    notes: ClassVar[list[str]] = []
 
-    def __init__(self, function: Function, example: dict[str, Array] | None = None, obstacle: str | None = None) -> None:
+    def __init__(
+        self, function: Function, example: dict[str, Array] | None = None, obstacle: str | None = None
+    ) -> None:
         self.function = function
         self.shown = X if example is None else example
         self.obstacle = obstacle

@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -42,8 +42,8 @@ class FakeModel:
 
     platform = "pytorch_torchscript"
     default_signature = "forward"
-    signatures: dict[str, Signature] = {}
-    notes: list[str] = []
+    signatures: ClassVar[dict[str, Signature]] = {}
+    notes: ClassVar[list[str]] = []
 
     def __init__(self, function: Execute = double) -> None:
         self.function = function
@@ -194,7 +194,7 @@ async def written() -> None:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the other thread sets no event of this loop
             await asyncio.sleep(0.001)
 
 
@@ -444,7 +444,7 @@ async def test_an_unknown_output_is_named_with_those_there_are(start: Start) -> 
 
 
 async def test_only_the_outputs_asked_for_come_back_in_that_order(start: Start) -> None:
-    _, channel = await start(lambda inputs: {name: inputs["x"] for name in "abc"})
+    _, channel = await start(lambda inputs: dict.fromkeys("abc", inputs["x"]))
     assert list(await call(channel, 1.0, outputs=("c", "a")).outputs()) == ["c", "a"]
 
 
@@ -453,7 +453,7 @@ async def test_an_output_that_the_protocol_cannot_carry_is_the_models_failure(st
     _, channel = await start(lambda inputs: {"y": np.zeros(inputs["x"].shape, dtype)})
     error = await call(channel, 1.0).error()
     assert type(error) is InferenceFailed
-    assert dtype.split("[")[0] in error.message
+    assert dtype.split("[", maxsplit=1)[0] in error.message
 
 
 @pytest.mark.parametrize("outputs", [(), ("big", "unknown")])
@@ -600,9 +600,7 @@ async def test_a_worker_that_reads_slowly_gets_everything(start: Start) -> None:
         slow.sendall(b"sixteen bytes___")
         slow.setblocking(False)
         loop = asyncio.get_running_loop()
-        frames = b"".join(
-            b"".join(request_frame(INFER, number, header, [payload])) for number in range(count)
-        )
+        frames = b"".join(b"".join(request_frame(INFER, number, header, [payload])) for number in range(count))
         writing = asyncio.create_task(loop.sock_sendall(slow, frames))
         await eventually(lambda: any(connection.blocked for connection in serving.connections))
         reader, got = reply_reader(), []

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.errors import RequestError
-from gateway.ipc.framing import RequestHeader, TensorHeader, encode
+from gateway.ipc.framing import MAX_HEADER, RequestHeader, TensorHeader, encode
 from gateway.routing import Target
 from gateway.tensors import DTYPES, ITEMSIZES, Signature, TensorSpec, element_count
 
@@ -44,16 +44,14 @@ class Form(msgspec.Struct, frozen=True):
 def _header(
     signature: str, inputs: Sequence[FormInput], outputs: tuple[str, ...], tensors: Sequence[tuple[int, bool]]
 ) -> bytes:
-    return encode(
-        RequestHeader(
-            signature,
-            tuple(
-                TensorHeader(each.name, each.datatype, each.shape, size, placed)
-                for each, (size, placed) in zip(inputs, tensors, strict=True)
-            ),
-            outputs,
-        )
+    headers = tuple(
+        TensorHeader(each.name, each.datatype, each.shape, size, placed)
+        for each, (size, placed) in zip(inputs, tensors, strict=True)
     )
+    header = encode(RequestHeader(signature, headers, outputs))
+    if len(header) > MAX_HEADER:
+        raise RequestError("the request has too many inputs or outputs, or their names are too long")
+    return header
 
 
 def checked_form(

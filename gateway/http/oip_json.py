@@ -8,7 +8,7 @@ import simdjson
 
 from gateway.errors import RequestError
 from gateway.http.json_depth import MAX_DEPTH, too_deep
-from gateway.http.tensor_json import Data
+from gateway.http.tensor_json import Data, has_list_element, lists_in
 
 LARGE_JSON = 32 << 10
 """JSON of more bytes than this goes through simdjson, which is slower to start and faster per byte."""
@@ -49,6 +49,8 @@ def parse(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data 
 
     RequestError in one sentence for anything that is not such a request.
     """
+    if text[:3] == b"\xef\xbb\xbf":  # a byte order mark, which some clients write
+        text = text[3:]
     if too_deep(text):
         raise RequestError(f"the JSON is nested more than {MAX_DEPTH} deep")
     if len(text) > LARGE_JSON:
@@ -69,27 +71,51 @@ def _parse_large(text: bytes | bytearray | memoryview) -> tuple[Request, Sequenc
         raise RequestError("Expected `object` as the whole body")
     data: list[Data | None] = []
     plain: dict[str, Any] = {}
-    for key, value in document.items():
+    if len(set(document)) != len(document):
+        raise RequestError("a key stands twice in the body")
+    for key in document:  # items() would make Python lists of all numbers
+        value = document[key]
         if key == "inputs" and isinstance(value, simdjson.Array):
-            data = []
             plain[key] = [_without_data(item, data) for item in value]
         else:
             plain[key] = _plain(value)
     try:
-        return msgspec.convert(plain, Request), data
+        request = msgspec.convert(plain, Request)
     except msgspec.ValidationError as error:
         raise RequestError(_sentence(error)) from None
+    _check_elements(text, request, data)
+    return request, data
+
+
+def _check_elements(text: bytes | bytearray | memoryview, request: Request, data: Sequence[Data | None]) -> None:
+    """RequestError if a list stands in place of an element, which simdjson's buffers would flatten away.
+
+    Looking at each element costs more than parsing it. A body with just as many brackets as its shapes account for has
+    no such list, so only others are looked at.
+    """
+    arrays = [(item, each) for item, each in zip(request.inputs, data, strict=True) if isinstance(each, simdjson.Array)]
+    accounted = 1 + len(request.inputs) + (request.outputs is not None)
+    accounted += sum(lists_in(each, item.shape) for item, each in arrays)
+    if bytes(text).count(b"[") == accounted:
+        return
+    for item, each in arrays:
+        if has_list_element(each, item.shape):
+            raise RequestError(
+                f"the nested data of input '{item.name[:100]}' do not have its shape {list(item.shape[:8])}"
+            )
 
 
 def _without_data(item: Any, data: list[Data | None]) -> Any:
     """One of `inputs` as a plain dict but for its data, which are appended to `data`."""
     if not isinstance(item, simdjson.Object):
         return item  # of the wrong type, which the conversion will say
+    if len(set(item)) != len(item):
+        raise RequestError("a key stands twice - at `$.inputs[...]`")
     found = item.get("data")
-    if found is not None and not isinstance(found, simdjson.Array):
+    if "data" in item and not isinstance(found, simdjson.Array):
         raise RequestError("Expected `array` - at `$.inputs[...].data`")
     data.append(found)
-    return {key: _plain(value) for key, value in item.items() if key != "data"}
+    return {key: _plain(item[key]) for key in item if key != "data"}
 
 
 def _plain(value: Any) -> Any:

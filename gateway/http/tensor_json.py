@@ -29,7 +29,7 @@ _decode_any = msgspec.json.Decoder(list[Any]).decode
 def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, data: Data) -> Buffer:
     """Raw bytes of input `name` from its JSON data, flat or nested as its shape of `count` elements says.
 
-    Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
+    Large data must have no list in place of an element (`has_list_element`): it would be flattened away. Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
     """
     if isinstance(data, msgspec.Raw):
         return _raw_from_text(name, datatype, shape, data, count)
@@ -46,6 +46,8 @@ def _raw_from_text(name: str, datatype: str, shape: Sequence[int], data: msgspec
             return _raw_from_list(name, datatype, shape, _decode_any(data), count)
         else:
             values = _decode_ints(data)
+    except UnicodeDecodeError:
+        raise RequestError(f"the data of input '{name}' are not UTF-8 text") from None
     except msgspec.ValidationError:
         # Nested, or not what the datatype says: the slow way finds out which.
         return _raw_from_list(name, datatype, shape, _any_list(name, data), count)
@@ -55,6 +57,8 @@ def _raw_from_text(name: str, datatype: str, shape: Sequence[int], data: msgspec
 def _any_list(name: str, data: msgspec.Raw) -> list[Any]:
     try:
         return _decode_any(data)
+    except UnicodeDecodeError:
+        raise RequestError(f"the data of input '{name}' are not UTF-8 text") from None
     except msgspec.ValidationError:
         raise RequestError(f"the data of input '{name}' are not an array") from None
 
@@ -153,6 +157,24 @@ def _narrowed(name: str, datatype: str, wide: Array) -> Buffer:
     if not fits.all():
         raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
     return narrow.view(np.uint8).data
+
+
+def lists_in(data: simdjson.Array, shape: Sequence[int]) -> int:
+    """How many lists the data of a tensor are made of: one if flat, else what the shape says."""
+    total = level = 1
+    if isinstance(_first(data), simdjson.Array):
+        for size in shape[:-1]:
+            level *= size
+            total += level
+    return total
+
+
+def has_list_element(data: simdjson.Array, shape: Sequence[int]) -> bool:
+    """Whether a list stands where the shape, or flatness, has an element."""
+    level: list[Any] = [data]
+    for _ in range(max(len(shape), 1) if isinstance(_first(data), simdjson.Array) else 1):
+        level = [element for item in level if isinstance(item, simdjson.Array) for element in item]
+    return any(isinstance(element, simdjson.Array) for element in level)
 
 
 def _first(data: simdjson.Array) -> Any:

@@ -1,0 +1,101 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import gateway
+
+
+def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("GATEWAY_")}
+    return subprocess.run(
+        [sys.executable, "-c", "from gateway.cli import main; main()", *arguments],
+        check=False,
+        cwd=cwd,
+        env=environment | {"PYTHONPATH": str(Path(gateway.__file__).parents[1])} | variables,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "model_store").mkdir()
+    return tmp_path
+
+
+def refused(done: subprocess.CompletedProcess[str], *named: str) -> None:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gateway: ")
+    for name in named:
+        assert name in line
+
+
+def test_an_unknown_key_in_the_file_ends_with_one_line_that_names_it(place: Path) -> None:
+    (place / "gateway.yaml").write_text("prot: 8000")
+    refused(run("serve", cwd=place), "prot", "gateway.yaml")
+
+
+def test_an_unknown_variable_ends_with_one_line_that_names_it(place: Path) -> None:
+    refused(run("serve", cwd=place, GATEWAY_PROT="8000"), "GATEWAY_PROT")
+
+
+def test_a_bad_value_ends_with_one_line_that_names_its_key(place: Path) -> None:
+    refused(run("serve", "--workers", "0", cwd=place), "workers")
+
+
+def test_a_model_store_that_is_not_there_ends_with_one_line(tmp_path: Path) -> None:
+    refused(run("serve", cwd=tmp_path), "model_store")
+
+
+def test_a_port_that_is_taken_ends_with_one_line(place: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(run("serve", "--port", str(port), cwd=place), str(port), "in use")
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1", "not a host", "1:2:3"])
+def test_a_host_that_cannot_be_listened_on_ends_with_one_line(place: Path, host: str) -> None:
+    refused(run("serve", "--host", host, "--port", "0", cwd=place), host)
+
+
+def test_a_wrong_option_or_command_ends_with_code_2(place: Path) -> None:
+    for arguments in (["serve", "--prot", "1"], ["serve", "--port", "many"], ["sevre"]):
+        done = run(*arguments, cwd=place)
+        assert done.returncode == 2
+        assert arguments[-2 if "many" in arguments else 1 if len(arguments) > 1 else 0] in done.stderr
+
+
+def test_the_version_is_shown(place: Path) -> None:
+    done = run("--version", cwd=place)
+    assert (done.returncode, done.stdout) == (0, f"gateway {gateway.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["serve", "--prot", "1"]])
+def test_help_and_a_wrong_option_answer_at_once(place: Path, arguments: list[str]) -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = run(*arguments, cwd=place)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == (2 if "--prot" in arguments else 0)
+        if seconds[-1] < 0.5:
+            break
+    assert min(seconds) < 0.5
+
+
+def test_help_names_every_setting(place: Path) -> None:
+    from gateway.settings import Settings  # noqa: PLC0415 - the command line does without
+
+    shown = run("serve", "--help", cwd=place, COLUMNS="200").stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in shown

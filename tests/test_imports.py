@@ -1,0 +1,119 @@
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gateway
+
+ROOT = Path(gateway.__file__).parent
+
+# Each module imports from lines above its own, or from its own line.
+LAYERS = """
+    gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
+    gateway.tensors gateway.settings gateway.ipc.lifeline
+    gateway.store.manifest gateway.metrics gateway.lifecycle.state
+    gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
+    gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
+    gateway.lifecycle.placement gateway.instance.backend
+    gateway.ipc.channel gateway.instance.connection gateway.instance.batching gateway.instance.proof
+    gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
+    gateway.instance.runner gateway.nodes.node
+    gateway.nodes.local gateway.lifecycle.manager
+    gateway.exposition gateway.routing
+    gateway.http.*
+    gateway.supervisor gateway.startup
+    gateway.cli
+    gateway.__main__
+""".strip().splitlines()
+
+# Functions of their arguments and nothing else.
+PURE = {
+    "gateway.errors",
+    "gateway.tensors",
+    "gateway.ipc.framing",
+    "gateway.instance.batching",
+    "gateway.lifecycle.state",
+    "gateway.lifecycle.placement",
+    "gateway.metrics",
+    "gateway.http.tensor_json",
+    "gateway.http.json_depth",
+    "gateway.http.compression",
+}
+INPUT_OUTPUT = {"asyncio", "socket", "select", "subprocess", "uvicorn", "fastapi", "threading", "signal"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def layer(module: str) -> int:
+    for number, line in enumerate(LAYERS):
+        if module in line.split():
+            return number
+    for number, line in enumerate(LAYERS):
+        if any(each.endswith("*") and module.startswith(each[:-1]) for each in line.split()):
+            return number
+    raise AssertionError(f"{module} has no layer yet: give it one")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Everything imported anywhere in a file, but for what only a type checker reads."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    upwards = [
+        each for each in imports(MODULES[module]) if each.split(".")[0] == "gateway" and layer(each) > layer(module)
+    ]
+    assert not upwards
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_touch_no_socket_and_no_loop(module: str) -> None:
+    assert not {each.split(".")[0] for each in imports(MODULES[module])} & INPUT_OUTPUT
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_pickled(module: str) -> None:
+    assert not {each.split(".")[0] for each in imports(MODULES[module])} & {"pickle", "marshal", "shelve", "dill"}
+    assert "allow_pickle" not in MODULES[module].read_text()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_instance_side_imports_a_framework(module: str) -> None:
+    frameworks = {each.split(".")[0] for each in imports(MODULES[module])} & {"torch", "tensorflow", "keras"}
+    assert not frameworks or module.startswith("gateway.instance.")
+
+
+@pytest.mark.parametrize("module", ["gateway.cli", "gateway.http.worker", "gateway.supervisor", "gateway.startup"])
+def test_neither_framework_is_loaded_by(module: str) -> None:
+    code = f"import sys, {module}; print([n for n in ('torch', 'tensorflow', 'pickle5', 'pandas') if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT.parent, timeout=30
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,0 +1,137 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import ConfigError
+from gateway.store.manifest import InstanceGroup, ModelConfig, TensorConfig, Warmup, parse, read
+from gateway.tensors import TensorSpec
+
+
+def test_everything_can_be_said() -> None:
+    text = """
+        platform: pytorch_torchscript
+        inputs: [{name: x, datatype: FP32, shape: [-1, 3]}]
+        outputs: [{name: y, datatype: BYTES, shape: []}]
+        max_batch_size: 16
+        max_queue_delay_microseconds: 500
+        max_queue_size: 10
+        instance_group: [{count: 2, kind: gpu, gpus: [0, 1]}, {kind: cpu}]
+        threads: 4
+        stateful: true
+        warmup: {iterations: 0, batch_sizes: [1, 8]}
+    """
+    assert parse(text) == ModelConfig(
+        platform="pytorch_torchscript",
+        inputs=[TensorConfig("x", "FP32", [-1, 3])],
+        outputs=[TensorConfig("y", "BYTES", [])],
+        max_batch_size=16,
+        max_queue_delay_microseconds=500,
+        max_queue_size=10,
+        instance_group=[InstanceGroup(2, "gpu", [0, 1]), InstanceGroup(kind="cpu")],
+        threads=4,
+        stateful=True,
+        warmup=Warmup(0, [1, 8]),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "{}", "---\n", "# max_batch_size: 8\n", "null"])
+def test_a_file_that_says_nothing_means_the_defaults(text: str) -> None:
+    assert parse(text) == ModelConfig()
+
+
+def test_a_single_group_needs_no_list() -> None:
+    assert parse("instance_group: {count: 3}").groups == [InstanceGroup(3)]
+    assert ModelConfig().groups == [InstanceGroup()]
+
+
+def test_a_declared_tensor_is_a_spec() -> None:
+    assert TensorConfig("x", "FP32", [-1, 3]).spec() == TensorSpec("x", "FP32", (-1, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("max_batchsize: 8", "max_batchsize"),
+        ("max_batch_size: 0", "max_batch_size"),
+        ("max_batch_size: none", "max_batch_size"),
+        ("max_batch_size: 1.5", "max_batch_size"),
+        ("max_queue_size: 0", "max_queue_size"),
+        ("max_queue_delay_microseconds: -1", "max_queue_delay_microseconds"),
+        ("max_queue_delay_microseconds: 10000001", "max_queue_delay_microseconds"),
+        ("threads: 0", "threads"),
+        ("stateful: maybe", "stateful"),
+        ("platform: onnx", "platform"),
+        ("instance_group: []", "instance_group"),
+        ("instance_group: {count: 0}", "count"),
+        ("instance_group: {kind: tpu}", "kind"),
+        ("instance_group: {gpus: [-1]}", "gpus"),
+        ("instance_group: [{cuont: 1}]", "cuont"),
+        ("warmup: {iterations: -1}", "iterations"),
+        ("warmup: {batch_sizes: [0]}", "batch_sizes"),
+        ("inputs: [{name: x, datatype: FP32}]", "shape"),
+        ("inputs: [{name: '', datatype: FP32, shape: []}]", "name"),
+        ("inputs: [{name: x, datatype: float, shape: []}]", "float"),
+        ("outputs: [{name: x, datatype: FP32, shape: [-2]}]", "shape"),
+        ("inputs: [{name: x, datatype: FP32, shape: []}, {name: x, datatype: FP32, shape: []}]", "inputs"),
+        ("- a", "object"),
+        ("just text", "object"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert caught.value.message.startswith("model.yaml")
+    assert named in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "\tx", "a: b: c", b"\x80\x81", "x: *nothing", "!!python/object/apply:os.system [ls]"]
+)
+def test_what_is_no_yaml_is_refused(text: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model\.yaml"):
+        parse(text)
+
+
+alphabet = st.text("abn1209:-[]{}&*!?,#\n \t'\"_.~<>|%@`x", max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(alphabet | st.binary(max_size=20) | st.builds("max_batch_size: {}".format, alphabet))
+@example("threads: 2024-13-45")
+@example("threads: 0b_")
+@example("threads: 0x_")
+@example("threads: !!int a")
+@example("threads: !!float a")
+@example("? {a: 1}\n: 2")
+@example("[" * 5000)
+@example("a: " * 3000)
+@example("- " * 3000)
+@example("inputs: &a [*a]")
+@example("instance_group: &a [*a]")
+def test_any_text_is_a_configuration_or_a_config_error(text: Any) -> None:
+    try:
+        config = parse(text)
+    except ConfigError:
+        return
+    assert isinstance(config, ModelConfig)
+
+
+def test_a_model_without_model_yaml_has_the_defaults(tmp_path: Path) -> None:
+    assert read(tmp_path) == ModelConfig()
+    (tmp_path / "model.yaml").write_text("threads: 3")
+    assert read(tmp_path).threads == 3
+
+
+def test_a_model_yaml_that_cannot_be_read_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.yaml").write_text("threads: 3")
+
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        read(tmp_path)

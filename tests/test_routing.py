@@ -1,0 +1,145 @@
+from types import SimpleNamespace
+from typing import Any, cast
+
+import orjson
+import pytest
+
+from gateway.errors import ModelNotFound, ModelNotReady, RequestError, VersionNotFound
+from gateway.ipc.channel import Channel
+from gateway.ipc.messages import Batching, Ready, VersionRoute
+from gateway.metrics import VersionCounters
+from gateway.routing import RoutingTable, Target, pick
+from gateway.store.manifest import ModelConfig
+from gateway.tensors import Signature, TensorSpec
+
+
+def route_of(model: str = "m", version: int = 1, state: str = "READY", reason: str = "") -> VersionRoute:
+    spec = TensorSpec("x", "FP32", (-1,))
+    signatures = {name: Signature(name, (spec, TensorSpec("o", "FP32", (), optional=True)), ()) for name in ("a", "b")}
+    ready = Ready(
+        pid=1,
+        platform="p",
+        signatures=signatures,
+        default_signature="a",
+        batching=Batching(1, ""),
+        notes=[],
+        load_seconds=0.0,
+    )
+    return VersionRoute(
+        model=model,
+        version=version,
+        platform="p",
+        framework="pytorch",
+        state=state,
+        reason=reason,
+        config=ModelConfig(),
+        ready=ready if state == "READY" else None,
+    )
+
+
+def channel(pending: int = 0) -> Channel:
+    return cast("Channel", SimpleNamespace(pending=dict.fromkeys(range(pending))))
+
+
+def target_of(route: VersionRoute, *channels: Channel) -> Target:
+    return Target(route, list(channels), VersionCounters(route.model, str(route.version), route.framework))
+
+
+def table_of(*routes: VersionRoute, settled: bool = True) -> RoutingTable:
+    return RoutingTable(routes, [target_of(route, channel()) for route in routes if route.ready], settled)
+
+
+def test_the_highest_ready_version_answers_for_the_model() -> None:
+    table = table_of(route_of(version=9), route_of(version=10), route_of(version=11, state="LOADING"))
+    assert table.find("m").version == 10
+    assert table.infer_paths[b"/v2/models/m/infer"].version == "10"
+    assert table.infer_paths[b"/v2/models/m/versions/9/infer"].version == "9"
+    assert b"/v2/models/m/versions/11/infer" not in table.infer_paths
+
+
+def test_without_a_ready_version_the_highest_is_found() -> None:
+    table = table_of(route_of(version=2, state="FAILED"), route_of(version=3, state="LOADING"))
+    assert table.find("m").version == 3
+    assert table.infer_paths == {}
+
+
+def test_a_version_is_found_by_its_number_however_it_is_written() -> None:
+    table = table_of(route_of(version=123))
+    assert table.find("m", "123").version == 123
+    assert table.find("m", "00123").version == 123
+
+
+@pytest.mark.parametrize("version", ["2", "", "-1", "1.0", "one", "١", "9" * 5000, "1 ", "+1", "1_0"])  # noqa: RUF001
+def test_a_version_that_is_not_there_is_said_in_a_short_sentence(version: str) -> None:
+    with pytest.raises(VersionNotFound) as caught:
+        table_of(route_of()).find("m", version)
+    assert len(caught.value.message) < 150
+
+
+def test_a_model_that_is_not_there_is_said_so() -> None:
+    with pytest.raises(ModelNotFound, match="'other'"):
+        table_of(route_of()).find("other")
+    with pytest.raises(ModelNotFound):
+        RoutingTable().find("m")
+
+
+def test_a_version_that_cannot_answer_says_why() -> None:
+    table = table_of(route_of(version=1), route_of(version=2, state="FAILED", reason="no layer fits"))
+    with pytest.raises(ModelNotReady, match="FAILED: no layer fits"):
+        table.target("m", "2")
+    assert table.target("m").version == "1"
+
+
+def test_a_name_that_needs_quoting_is_quoted_in_its_path() -> None:
+    table = table_of(route_of("a b/ü"))
+    assert b"/v2/models/a%20b%2F%C3%BC/infer" in table.infer_paths
+
+
+def test_the_instance_with_the_fewest_requests_is_picked() -> None:
+    busy, idle = channel(3), channel(1)
+    assert pick(target_of(route_of(), busy, idle)) is idle
+    assert pick(target_of(route_of(), busy)) is busy
+    with pytest.raises(ModelNotReady, match="no running instance"):
+        pick(target_of(route_of()))
+
+
+def test_an_instance_that_is_gone_is_picked_no_more() -> None:
+    gone, left = channel(), channel(9)
+    target = target_of(route_of(), gone, left)
+    table = RoutingTable([target.route], [target], settled=True)
+    table.drop(gone)
+    table.drop(gone)
+    assert pick(target) is left
+
+
+@pytest.mark.parametrize(
+    ("states", "settled", "ready"),
+    [
+        ([], False, False),
+        ([], True, True),
+        (["READY"], False, False),
+        (["READY"], True, True),
+        (["READY", "FAILED"], True, True),
+        (["FAILED"], True, False),
+        (["UNLOADED"], True, True),
+    ],
+)
+def test_the_server_is_ready_when_everything_settled_and_not_all_failed(
+    states: list[str], settled: bool, ready: bool
+) -> None:
+    routes = [route_of(f"m{index}", state=state) for index, state in enumerate(states)]
+    assert table_of(*routes, settled=settled).ready is ready
+
+
+def test_a_signature_is_found_by_name_or_by_default() -> None:
+    target = target_of(route_of())
+    assert [target.signature(name).name for name in (None, "", "a", "b")] == ["a", "a", "a", "b"]
+    with pytest.raises(RequestError, match="'a', 'b'"):
+        target.signature("c")
+
+
+def test_what_answering_needs_is_looked_up_beforehand() -> None:
+    target: Any = target_of(route_of())
+    assert orjson.loads(target.response_start + b"}") == {"model_name": "m", "model_version": "1"}
+    assert target.required == {"a": frozenset({"x"}), "b": frozenset({"x"})}
+    assert target.specs["a"]["o"].optional

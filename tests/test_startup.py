@@ -1,0 +1,116 @@
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from gateway.ipc.messages import Batching, Ready
+from gateway.lifecycle.manager import Version
+from gateway.lifecycle.state import State
+from gateway.startup import example_body, first_request, show_models
+from gateway.store.manifest import ModelConfig
+from gateway.store.source import Artifact
+from gateway.tensors import Signature, TensorSpec
+
+URL = "http://127.0.0.1:8000"
+
+
+def signature(*inputs: TensorSpec) -> Signature:
+    return Signature("forward", inputs, ())
+
+
+def version_of(model: str, *inputs: TensorSpec, state: State = State.READY, reason: str = "") -> Version:
+    version = Version(Artifact(model, 1, "pytorch_torchscript", Path("model.pt"), ModelConfig()))
+    version.state, version.reason = state, reason
+    if state is State.READY:
+        version.ready = Ready(
+            pid=1,
+            platform="pytorch_torchscript",
+            signatures={"forward": signature(*inputs)},
+            default_signature="forward",
+            batching=Batching(8, "on"),
+            notes=[],
+            load_seconds=0.25,
+        )
+    return version
+
+
+SMALL = TensorSpec("x", "FP32", (-1, 2))
+LARGE = TensorSpec("x", "FP32", (-1, 50))
+HUGE = TensorSpec("x", "FP32", (-1, 3, 224, 224))
+
+
+def test_the_shortest_request_is_shown() -> None:
+    line = first_request([version_of("large", LARGE), version_of("small", SMALL), version_of("huge", HUGE)], URL)
+    assert line is not None
+    command, url, option, body = shlex.split(line)
+    assert (command, url, option) == ("curl", f"{URL}/v2/models/small/infer", "-d")
+    assert json.loads(body)["inputs"] == [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 0.5]}]
+
+
+def test_only_a_ready_model_is_shown() -> None:
+    failed = version_of("a", SMALL)
+    failed.state = State.FAILED
+    assert first_request([failed, version_of("b", state=State.LOADING)], URL) is None
+    assert first_request([], URL) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "data"),
+    [
+        (TensorSpec("x", "INT64", (-1,)), [1], [1]),
+        (TensorSpec("x", "BOOL", ()), [], [True]),
+        (TensorSpec("x", "BYTES", (-1, 2)), [1, 2], ["hello", "hello"]),
+        (TensorSpec("x", "BF16", (1, 1)), [1, 1], [0.5]),
+        (TensorSpec("x", "FP32", (-1, 0)), [1, 0], []),
+    ],
+)
+def test_an_example_fits_its_input(spec: TensorSpec, shape: list[int], data: list[Any]) -> None:
+    assert example_body(signature(spec)) == {
+        "inputs": [{"name": "x", "shape": shape, "datatype": spec.datatype, "data": data}]
+    }
+
+
+def test_there_is_no_example_where_it_would_be_long_or_guessed() -> None:
+    assert example_body(signature(HUGE)) is None
+    assert example_body(signature(LARGE, TensorSpec("z", "FP32", (-1, 51)))) is None
+    assert example_body(signature(TensorSpec("x", "FP32", None))) is None
+    assert example_body(signature(TensorSpec("x", "FP32", (1 << 40, 1 << 40)))) is None
+
+
+def test_optional_inputs_are_left_out() -> None:
+    optional = TensorSpec("o", "FP32", None, optional=True)
+    assert example_body(signature(SMALL, optional)) == example_body(signature(SMALL))
+
+
+def test_the_line_can_be_pasted_whatever_the_inputs_are_called() -> None:
+    line = first_request([version_of("m", TensorSpec('it\'s "x"', "FP32", (1,)))], URL)
+    assert line is not None
+    assert json.loads(shlex.split(line)[-1])["inputs"][0]["name"] == 'it\'s "x"'
+
+
+def shown(*versions: Version) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    show_models(console, versions, URL)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_every_version_is_listed_and_a_request_to_try() -> None:
+    text = shown(version_of("good", SMALL), version_of("bad", state=State.FAILED, reason="no layer fits"))
+    assert "250 ms" in text
+    assert "bad/1 FAILED: no layer fits" in text
+    assert f"curl {URL}/v2/models/good/infer" in text
+    assert f"{URL}/docs" in text
+
+
+@pytest.mark.parametrize("reason", ["shape [batch] is odd", "closing [/tag] in it", "[red]x", "tail \\"])
+def test_a_reason_is_shown_as_it_is(reason: str) -> None:
+    assert f"bad/1 FAILED: {reason}" in shown(version_of("bad", state=State.FAILED, reason=reason))
+
+
+def test_without_a_ready_model_that_is_said() -> None:
+    assert "No model is ready" in shown()
