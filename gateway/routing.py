@@ -85,7 +85,7 @@ class RoutingTable:
         """
         versions = self.models.get(model)
         if not versions:
-            raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
+            raise ModelNotFound(f"Request for unknown model: '{model[:200]}' is not found")
         if version is None:
             ready = self._ready(model)
             return versions[ready[-1][0] if ready else max(versions)]

@@ -73,12 +73,14 @@ class Signature(msgspec.Struct, frozen=True, array_like=True):
 
 def element_count(shape: Sequence[int]) -> int:
     """Number of elements of a tensor of this shape; RequestError if a dimension or the product is absurd."""
+    if len(shape) > MAX_RANK:
+        raise RequestError(f"a tensor of {len(shape)} dimensions is more than this server takes ({MAX_RANK})")
     count = 1
     for size in shape:
         if size < 0:
-            raise RequestError(f"shape {list(shape)} has a negative dimension")
+            raise RequestError(f"shape {_brief(shape)} has a negative dimension")
         count *= size
-    if count > MAX_ELEMENTS or len(shape) > MAX_RANK or (shape and max(shape) > MAX_ELEMENTS):
+    if count > MAX_ELEMENTS or (shape and max(shape) > MAX_ELEMENTS):
         raise RequestError(f"a tensor of shape {_brief(shape)} is larger than this server takes")
     return count
 
@@ -118,6 +120,8 @@ def check_raw(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> No
     count = element_count(shape)
     if datatype == "BYTES":
         unpack_bytes(raw, count)
+    elif datatype == "BOOL" and np.any(np.frombuffer(raw, np.uint8) > 1):
+        raise RequestError(f"input '{name}' is BOOL and holds bytes other than 0 and 1")
     elif (wanted := count * ITEMSIZES[datatype]) != len(raw):
         raise RequestError(
             f"input '{name}' has {len(raw)} bytes of data, its shape {_brief(shape)} of {datatype} needs {wanted}"
@@ -130,8 +134,9 @@ def array_from_raw(datatype: str, shape: Sequence[int], raw: Buffer) -> Array:
     RequestError if `raw` does not hold exactly this tensor.
     """
     if datatype == "BYTES":
-        elements = np.empty(math.prod(shape), dtype=object)
-        elements[:] = unpack_bytes(raw, math.prod(shape))
+        unpacked = unpack_bytes(raw, math.prod(shape))
+        elements = np.empty(len(unpacked), dtype=object)
+        elements[:] = unpacked
         return elements.reshape(shape)
     try:
         return np.frombuffer(raw, DTYPES[datatype]).reshape(shape)

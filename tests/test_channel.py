@@ -184,7 +184,7 @@ async def test_a_callback_that_fails_does_not_silence_the_others(line: Line) -> 
     line.channel.call(b"", [], [], fail, 0.0)
     _, answer = line.call()
     line.channel.close()
-    assert isinstance((await soon(answer)).error, InstanceDied)
+    assert isinstance((await asyncio.wait_for(answer, 1)).error, InstanceDied)
 
 
 async def test_a_call_that_takes_too_long_is_told_and_cancelled(

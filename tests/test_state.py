@@ -7,7 +7,6 @@ WAYS = {
     (NEW, LOADING),
     (NEW, FAILED),
     (LOADING, READY),
-    (LOADING, DRAINING),
     (LOADING, FAILED),
     (READY, LOADING),
     (READY, DRAINING),

@@ -15,6 +15,7 @@ from gateway.http import describe
 from gateway.http.openapi import DESCRIPTION, EMPTY_BODY, INDEX_BODY, INFER_OPERATION
 from gateway.http.responses import error_body, error_headers, status_of
 from gateway.http.state import WorkerState
+from gateway.routing import pick
 
 MAX_SMALL_BODY = 64 << 10
 router = APIRouter()
@@ -85,6 +86,7 @@ async def ready(state: State) -> Response:
 async def model_ready(state: State, model: str, version: str | None = None) -> Response:
     """200 if it can answer now, else 404 or 503 with the reason."""
     target = state.table.target(model, version)
+    pick(target)  # a version whose instances are all gone says so
     return json_response({"name": target.model, "version": target.version, "ready": True})
 
 
@@ -181,6 +183,7 @@ async def _invalid(_: Request, error: Exception) -> Response:
 def create_app() -> FastAPI:
     """The ASGI app that uvicorn calls for every request but inference."""
     app = FastAPIOffline(title="Model serving gateway", version=__version__, description=DESCRIPTION, redoc_url=None)
+    app.router.redirect_slashes = False
     app.include_router(router)
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(HTTPException, _http_error)

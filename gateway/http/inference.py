@@ -211,8 +211,6 @@ class Inference:
         target, request = self._target, self._request
         assert target is not None
         assert request is not None
-        if reply.batch_rows:
-            target.counters.executed(reply.compute_seconds, reply.batch_rows)
         if reply.error is not None or reply.header is None:
             self._answer_error(reply.error or GatewayError("internal error"))
             return

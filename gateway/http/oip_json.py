@@ -111,10 +111,13 @@ def _without_data(item: Any, data: list[Data | None]) -> Any:
         return item  # of the wrong type, which the conversion will say
     if len(set(item)) != len(item):
         raise RequestError("a key stands twice - at `$.inputs[...]`")
-    found = item.get("data")
-    if "data" in item and not isinstance(found, simdjson.Array):
-        raise RequestError("Expected `array` - at `$.inputs[...].data`")
-    data.append(found)
+    if "data" in item:
+        found = item["data"]
+        if not isinstance(found, simdjson.Array):
+            raise RequestError("Expected `array` - at `$.inputs[...].data`")
+        data.append(found)
+    else:
+        data.append(None)
     return {key: _plain(item[key]) for key in item if key != "data"}
 
 

@@ -84,7 +84,8 @@ class InferenceProtocol(HttpToolsProtocol):
         """What a path that is not in the table means: a name written in another way, or an error."""
         name = unquote_to_bytes(model).decode("utf-8", "replace")
         try:
-            return self.state.table.target(name, version.decode("latin-1") if version else None)
+            number = unquote_to_bytes(version).decode("utf-8", "replace") if version else None
+            return self.state.table.target(name, number)
         except GatewayError as error:
             return error
 

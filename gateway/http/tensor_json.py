@@ -17,9 +17,19 @@ from gateway.tensors import DTYPES, Array, Buffer, array_from_raw, pack_bytes
 Data = msgspec.Raw | simdjson.Array
 
 _FORMATS = {
-    "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i",
-    "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
-}  # fmt: skip
+    "BOOL": "?",
+    "UINT8": "B",
+    "UINT16": "H",
+    "UINT32": "I",
+    "UINT64": "Q",
+    "INT8": "b",
+    "INT16": "h",
+    "INT32": "i",
+    "INT64": "q",
+    "FP16": "e",
+    "FP32": "f",
+    "FP64": "d",
+}
 _FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _decode_floats = msgspec.json.Decoder(list[float]).decode
 _decode_ints = msgspec.json.Decoder(list[int]).decode
@@ -29,7 +39,8 @@ _decode_any = msgspec.json.Decoder(list[Any]).decode
 def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, data: Data) -> Buffer:
     """Raw bytes of input `name` from its JSON data, flat or nested as its shape of `count` elements says.
 
-    Large data must have no list in place of an element (`has_list_element`): it would be flattened away. Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
+    Large data must have no list in place of an element (`has_list_element`): it would be flattened away.
+    Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
     """
     if isinstance(data, msgspec.Raw):
         return _raw_from_text(name, datatype, shape, data, count)

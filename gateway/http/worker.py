@@ -32,6 +32,7 @@ from gateway.ipc.messages import (
     Routes,
     Start,
     ToWorker,
+    VersionRoute,
 )
 from gateway.routing import RoutingTable, Target
 
@@ -84,8 +85,8 @@ class Worker:
 
     async def _apply(self, routes: Routes) -> None:
         """Connect to new instances, replace the table, and let go of instances that are in it no more."""
-        wanted = {address.instance: address for route in routes.versions for address in route.instances}
-        await asyncio.gather(*(self._connect(wanted[name]) for name in wanted.keys() - self._channels.keys()))
+        wanted = {address.instance: (address, route) for route in routes.versions for address in route.instances}
+        await asyncio.gather(*(self._connect(*wanted[name]) for name in wanted.keys() - self._channels.keys()))
         targets = []
         for route in routes.versions:
             channels = [self._channels[a.instance] for a in route.instances if a.instance in self._channels]
@@ -97,7 +98,7 @@ class Worker:
         for name in self._channels.keys() - wanted.keys():
             self._channels.pop(name).close_when_idle()
 
-    async def _connect(self, address: InstanceAddress) -> None:
+    async def _connect(self, address: InstanceAddress, route: VersionRoute) -> None:
         try:
             channel = await Channel.connect(
                 address.instance, address.socket_path, self._start.request_timeout, self._lost
@@ -105,6 +106,8 @@ class Worker:
         except OSError as error:
             log.warning("instance %s cannot be reached: %s", address.instance, error.strerror)
             return
+        counters = self.state.counters.of(route.model, str(route.version), route.framework)
+        channel.on_execution = counters.executed
         self._channels[address.instance] = channel
 
     def _lost(self, channel: Channel) -> None:

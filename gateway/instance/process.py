@@ -1,5 +1,6 @@
 """An instance from its fork to its end: device, load, proof, warm-up, Ready, serve."""
 
+import functools
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ from setproctitle import setproctitle
 
 from gateway.errors import GatewayError
 from gateway.instance.backend import Backend, LoadedModel
-from gateway.instance.proof import decide_batching
+from gateway.instance.proof import decide_batching, may_join
 from gateway.instance.serve import Server
 from gateway.ipc.messages import Batching, Failed, Ready, Spawn, send
 from gateway.store.manifest import ModelConfig
@@ -50,7 +51,8 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket) -> int:
         ),
     )
     # The supervisor says nothing but Stop, and its silence at the end of the stream means the same.
-    Server(model, spawn.config, batching.max_batch_size, listener).run(control, on_control=lambda: False)
+    server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
+    server.run(control, on_control=lambda: False)
     return 0
 
 

@@ -6,9 +6,10 @@ import numpy as np
 
 from gateway.errors import GatewayError, InferenceFailed
 from gateway.instance.backend import LoadedModel
+from gateway.ipc.framing import RequestHeader
 from gateway.ipc.messages import Batching
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import Array
+from gateway.tensors import Array, raw_from_array
 
 AUTO_BATCH_SIZE = 32
 ROWS = 5
@@ -37,7 +38,22 @@ def decide_batching(model: LoadedModel, config: ModelConfig) -> Batching:
         return Batching(1, f"off: the model does not take several rows at once ({error.message})")
     if doubt:
         return Batching(1, f"off: {doubt}")
-    return Batching(AUTO_BATCH_SIZE, f"on: {ROWS} different rows together gave the same answers as each alone")
+    form = {name: (raw_from_array(array)[0], array.ndim) for name, array in example.items()}
+    reason = f"on: {ROWS} different rows together gave the same answers as each alone"
+    if len(model.signatures) > 1:
+        reason += f" (signature {signature}; the others are not batched)"
+    return Batching(AUTO_BATCH_SIZE, reason, {signature: form})
+
+
+def may_join(batching: Batching, header: RequestHeader) -> bool:
+    """Whether a request may be joined with its like: only what was proved, or what the user vouches for.
+
+    The proof holds for the signature, datatypes and ranks it was made with; sizes beyond the first may differ.
+    """
+    if batching.max_batch_size < 2 or batching.proved is None:
+        return batching.max_batch_size > 1
+    form = {tensor.name: (tensor.datatype, len(tensor.shape)) for tensor in header.inputs}
+    return batching.proved.get(header.signature) == form
 
 
 def doubt_about(execute: Execute, example: Mapping[str, Array]) -> str | None:

@@ -48,7 +48,15 @@ REST_SECONDS = 5.0
 class Server:
     """Answers the requests of one loaded model on one listening socket until told to stop."""
 
-    def __init__(self, model: LoadedModel, config: ModelConfig, max_batch_size: int, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        config: ModelConfig,
+        max_batch_size: int,
+        listener: socket.socket,
+        may_join: Callable[[RequestHeader], bool] = lambda _: True,
+    ) -> None:
+        self._may_join = may_join
         self._model = model
         self._max_rows = max_batch_size
         self._max_queue = config.max_queue_size
@@ -136,10 +144,8 @@ class Server:
     def _plan(self, header: bytes) -> Plan:
         if len(self._plans) >= PLANS:
             self._plans.clear()
-        plan = plan_request(self._decode(header), batchable=self._max_rows > 1)
-        if plan.key and self._model.batching_obstacle(plan.signature):
-            plan = plan_request(self._decode(header), batchable=False)
-        self._plans[header] = plan
+        decoded = self._decode(header)
+        plan = self._plans[header] = plan_request(decoded, batchable=self._max_rows > 1 and self._may_join(decoded))
         return plan
 
     def _take(self) -> list[PendingRequest]:

@@ -1,6 +1,7 @@
 """An HTTP worker's connection to one instance: requests out, replies in, large tensors through arenas."""
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -27,6 +28,8 @@ from gateway.ipc.framing import (
     split_payload,
 )
 from gateway.tensors import Buffer
+
+log = logging.getLogger("gateway.channel")
 
 SWEEP_SECONDS = 1.0
 TRIM_SECONDS = 5.0
@@ -69,6 +72,8 @@ class Channel(asyncio.Protocol):
 
     def __init__(self, instance: str, timeout: float, on_lost: Callable[["Channel"], None]) -> None:
         self.instance = instance
+        self.on_execution: Callable[[float, int], None] | None = None
+        """Called with the seconds and rows of each execution, whoever waited for it."""
         self.pending: dict[int, _Call] = {}
         self.arena = Arena.create("gateway-requests")
         self._reply_fd = create_memory("gateway-replies")
@@ -122,8 +127,7 @@ class Channel(asyncio.Protocol):
         error = _died()
         calls, self.pending = self.pending, {}
         for call in calls.values():
-            if call.on_reply:
-                call.on_reply(Reply(error, None, (), 0.0, 0.0, 0, now))
+            self._tell(call, Reply(error, None, (), 0.0, 0.0, 0, now))
         self._wake()
         self._close_arenas()
 
@@ -210,20 +214,36 @@ class Channel(asyncio.Protocol):
         call = self.pending.pop(request_id, None)
         if call is None:
             raise ProtocolError("a reply to no request")
-        if call.regions:
-            for region in call.regions:
-                self.unreserve(region)
-        if kind == RESULT:
-            header = result_header(raw_header)
-            tensors = split_payload(header.outputs, payload, self._replies)
-            if call.on_reply:
-                call.on_reply(Reply(None, header, tensors, queue_seconds, compute_seconds, batch_rows, now))
-            if header.lent:
-                self._write(request_frame(RELEASE, request_id))
-        elif call.on_reply:
-            failure = _decode_failure(payload)
-            error = from_code(failure.code, failure.message)
-            call.on_reply(Reply(error, None, (), queue_seconds, compute_seconds, batch_rows, now))
+        for region in call.regions:
+            self.unreserve(region)
+        if batch_rows and self.on_execution:
+            self.on_execution(compute_seconds, batch_rows)
+        header: ResultHeader | None = None
+        error: GatewayError | None = None
+        tensors: Sequence[Buffer] = ()
+        try:
+            if kind == RESULT:
+                header = result_header(raw_header)
+                tensors = split_payload(header.outputs, payload, self._replies)
+            else:
+                failure = _decode_failure(payload)
+                error = from_code(failure.code, failure.message)
+        except (ProtocolError, msgspec.DecodeError):
+            self._tell(call, Reply(_died(), None, (), 0.0, 0.0, 0, now))
+            raise
+        self._tell(call, Reply(error, header, tensors, queue_seconds, compute_seconds, batch_rows, now))
+        if header is not None and header.lent:
+            self._write(request_frame(RELEASE, request_id))
+
+    @staticmethod
+    def _tell(call: _Call, reply: Reply) -> None:
+        """Hand a reply to its caller, whose own mistakes must not reach the other calls."""
+        if call.on_reply is None:
+            return
+        try:
+            call.on_reply(reply)
+        except Exception:
+            log.exception("the receiver of a reply failed")
 
     def _write(self, parts: list[Buffer]) -> None:
         # One write per turn of the event loop, however many requests the turn brought.
@@ -244,12 +264,11 @@ class Channel(asyncio.Protocol):
         for request_id, call in self.pending.items():
             if now - call.sent <= self._timeout:
                 break
-            late.append((request_id, call.on_reply))
+            late.append((request_id, _Call(call.on_reply, call.sent, [])))
         error = DeadlineExceeded(f"the model did not answer within {self._timeout:g} s")
-        for request_id, on_reply in late:
+        for request_id, call in late:
             self.cancel(request_id)
-            if on_reply:
-                on_reply(Reply(error, None, (), 0.0, 0.0, 0, now))
+            self._tell(call, Reply(error, None, (), 0.0, 0.0, 0, now))
 
     def _wake(self) -> None:
         for _ in range(len(self._waiters)):

@@ -175,6 +175,8 @@ def split_payload(tensors: Sequence[TensorHeader], payload: bytes, arena: memory
         return [memoryview(payload)]
     view, at, pieces = memoryview(payload), 0, []
     for tensor in tensors:
+        if tensor.size < 0 or (tensor.in_arena and len(view) - at < OFFSET.size):
+            raise ProtocolError("a tensor has no place in its frame")
         if tensor.in_arena:
             (offset,) = OFFSET.unpack_from(view, at)
             at += OFFSET.size

@@ -60,6 +60,8 @@ class Batching(msgspec.Struct, frozen=True):
 
     max_batch_size: int
     reason: str
+    proved: dict[str, dict[str, tuple[str, int]]] | None = None
+    """Signature → input → datatype and rank of the requests it was proved for; None: the user vouches for all."""
 
 
 class Ready(Message):

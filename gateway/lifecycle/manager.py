@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from gateway.errors import GatewayError, LoadFailed, ModelNotFound
 from gateway.ipc.messages import Ready, VersionRoute
-from gateway.lifecycle.placement import place
+from gateway.lifecycle.placement import Device, place
 from gateway.lifecycle.state import State, next_state
 from gateway.nodes.node import Instance, Node
 from gateway.store.source import Artifact, Inventory
@@ -29,15 +29,24 @@ class Version:
     artifact: Artifact
     state: State = State.NEW
     reason: str = ""
+    devices: list[Device] = field(default_factory=list)
+    """Where its instances are or are about to be."""
     instances: list[Instance] = field(default_factory=list)
+    starting: set[Instance] = field(default_factory=set)
     ready: Ready | None = None
-    restarts: int = 0
+    deaths: int = 0
+    """Of instances in a row, each soon after its start."""
     load_seconds: float = 0.0
 
     def become(self, state: State, reason: str = "") -> None:
         """Enter a state; the only place where one is assigned."""
         self.state = next_state(self.state, state)
         self.reason = reason
+
+    @property
+    def serving(self) -> bool:
+        """Whether it is wanted and answers."""
+        return self.state is State.READY
 
     @property
     def title(self) -> str:
@@ -88,19 +97,24 @@ class Manager:
 
         async def one(artifact: Artifact) -> None:
             version = self.versions[artifact.model, artifact.version] = Version(artifact)
-            await self._load(version)
+            async with self._lock(artifact.model):
+                await self._load(version)
             on_settled(version)
 
         await asyncio.gather(*map(one, artifacts))
         self.settled = True
         await self._publish()
 
+    def _lock(self, model: str) -> asyncio.Lock:
+        """Held while something becomes of a model, so that loads and unloads of it come one after another."""
+        return self._locks.setdefault(model, asyncio.Lock())
+
     async def load(self, model: str) -> None:
         """Read a model from the store again and serve what is there; returns when it is READY.
 
         The version that serves goes on until its successor is ready. ModelNotFound or LoadFailed with the reason.
         """
-        async with self._locks.setdefault(model, asyncio.Lock()):
+        async with self._lock(model):
             aspired = [artifact for artifact in self._look().aspired() if artifact.model == model]
             if not aspired:
                 raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
@@ -123,7 +137,7 @@ class Manager:
 
     async def unload(self, model: str) -> None:
         """End a model's processes when they have answered what they have; ModelNotFound if it was never there."""
-        async with self._locks.setdefault(model, asyncio.Lock()):
+        async with self._lock(model):
             versions = [version for (name, _), version in self.versions.items() if name == model]
             if not versions:
                 raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
@@ -132,25 +146,22 @@ class Manager:
 
     async def _load(self, version: Version, *, announce: bool = True) -> None:
         """From NEW to READY or FAILED."""
-        artifact = version.artifact
         version.become(State.LOADING)
         if announce:
             await self._publish()
         started = asyncio.get_running_loop().time()
+        failure: GatewayError | None = None
         try:
-            if artifact.problem:
-                raise LoadFailed(artifact.problem)
-            devices = place(artifact.config.groups, self._node.devices(), self._load_by_device())
-            async with self._loading:
-                for index, device in enumerate(devices):
-                    version.instances.append(await self._node.spawn(artifact, index, device))
-                version.ready = (await asyncio.gather(*map(self._until_ready, version.instances)))[0]
+            await self._start_all(version)
         except GatewayError as error:
-            for instance in version.instances:
-                self._node.stop(instance, kill=True)
-            version.instances.clear()
-            version.become(State.FAILED, error.message)
-            log.warning("%s FAILED: %s", version.title, error.message)
+            failure = error
+        except Exception:  # whatever goes wrong with one model, the others are served
+            log.exception("loading %s failed", version.title)
+            failure = LoadFailed("internal error; the log tells more")
+        if failure is not None:
+            version.devices.clear()
+            version.become(State.FAILED, failure.message)
+            log.warning("%s FAILED: %s", version.title, failure.message)
         else:
             version.load_seconds = asyncio.get_running_loop().time() - started
             version.become(State.READY)
@@ -159,14 +170,52 @@ class Manager:
         if announce:
             await self._publish()
 
-    def _load_by_device(self) -> Counter[str]:
-        return Counter(instance.device.name for version in self.versions.values() for instance in version.instances)
+    async def _start_all(self, version: Version) -> None:
+        """Place and start all instances of a version; if one fails the others are ended, and its error raised."""
+        artifact = version.artifact
+        if artifact.problem:
+            raise LoadFailed(artifact.problem)
+        # Counted from now on, so that models which load together are spread over the devices.
+        version.devices = place(artifact.config.groups, self._node.devices(), self._load_by_device())
+        failures: list[BaseException] = []
+        async with self._loading:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._start(version, index, device))
+                        for index, device in enumerate(version.devices)
+                    ]
+            except* Exception as errors:  # noqa: BLE001 - raised again below, when the siblings are ended
+                failures = list(errors.exceptions)
+        if failures:
+            for task in tasks:
+                if not task.cancelled() and task.exception() is None:
+                    self._node.stop(task.result()[0], kill=True)
+            raise failures[0]
+        version.instances = [task.result()[0] for task in tasks]
+        version.ready = tasks[0].result()[1]
 
-    async def _until_ready(self, instance: Instance) -> Ready:
+    async def _start(self, version: Version, index: int, device: Device) -> tuple[Instance, Ready]:
+        """Spawn an instance and wait until it is ready; one that fails, or is not waited for, is ended."""
         try:
-            return await asyncio.wait_for(asyncio.shield(instance.ready), self._load_timeout)
+            instance = await self._node.spawn(version.artifact, index, device)
+        except OSError as error:
+            raise LoadFailed(f"its process could not be started: {error.strerror or error}") from None
+        version.starting.add(instance)
+        try:
+            ready = await asyncio.wait_for(asyncio.shield(instance.ready), self._load_timeout)
         except TimeoutError:
+            self._node.stop(instance, kill=True)
             raise LoadFailed(f"it was not ready within {self._load_timeout:g} s") from None
+        except BaseException:
+            self._node.stop(instance, kill=True)
+            raise
+        finally:
+            version.starting.discard(instance)
+        return instance, ready
+
+    def _load_by_device(self) -> Counter[str]:
+        return Counter(device.name for version in self.versions.values() for device in version.devices)
 
     def _watch(self, version: Version, instance: Instance) -> None:
         task = asyncio.create_task(self._replace_when_dead(version, instance))
@@ -175,42 +224,60 @@ class Manager:
 
     async def _replace_when_dead(self, version: Version, instance: Instance) -> None:
         """Wait for an instance's end and, if the version is still wanted, start another in its place."""
-        started = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         code = await asyncio.shield(instance.exited)
-        if version.state is not State.READY or self._closing or instance not in version.instances:
+        if not version.serving or self._closing or instance not in version.instances:
             return
         version.instances.remove(instance)
         log.warning("instance %s ended with code %d and is replaced", instance.name, code)
         self.restarts[version.title, f"exit {code}" if code >= 0 else f"signal {-code}"] += 1
         await self._publish()
-        steady = asyncio.get_running_loop().time() - started > STEADY_SECONDS
-        version.restarts = 0 if steady else version.restarts
-        while version.state is State.READY and not self._closing:
-            version.restarts += 1
-            if version.restarts > RESTARTS:
-                version.become(
-                    State.FAILED, f"its instances ended {RESTARTS} times in a row, the last with code {code}"
+        if loop.time() - started > STEADY_SECONDS:
+            version.deaths = 0
+        while version.serving and not self._closing:
+            version.deaths += 1
+            if version.deaths > RESTARTS:
+                await self._give_up(
+                    version, f"its instances ended {version.deaths} times in a row, the first with code {code}"
                 )
-                await self._publish()
                 return
+            await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (version.deaths - 2) if version.deaths > 1 else 0)
             try:
-                await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (version.restarts - 1) if version.restarts > 1 else 0)
-                another = await self._node.spawn(version.artifact, instance.index, instance.device)
-                version.ready = await self._until_ready(another)
+                another, ready = await self._start(version, instance.index, instance.device)
             except GatewayError as error:
                 log.warning("%s: an instance could not be replaced: %s", version.title, error.message)
                 continue
+            if not version.serving:
+                self._node.stop(another)
+                return
+            version.ready = ready
             version.instances.append(another)
             self._watch(version, another)
             await self._publish()
             return
 
+    async def _give_up(self, version: Version, reason: str) -> None:
+        """A version whose instances do not live is FAILED, and what is left of it ended."""
+        version.become(State.FAILED, reason)
+        log.error("%s FAILED: %s", version.title, reason)
+        await self._publish()
+        await self._end(version)
+
     async def _drain(self, version: Version) -> None:
         """Take a version out of the routes, let its instances answer what they have, and end them."""
-        if version.state not in (State.READY, State.FAILED, State.LOADING):
+        if version.state not in (State.READY, State.FAILED):
             return
         version.become(State.DRAINING, "unloading")
         await self._publish()
+        await self._end(version)
+        version.become(State.UNLOADED, "unloaded")
+        await self._publish()
+
+    async def _end(self, version: Version) -> None:
+        """End a version's processes: those that serve when they have answered what they have, the others now."""
+        for instance in version.starting:
+            self._node.stop(instance, kill=True)
         for instance in version.instances:
             self._node.stop(instance)
         if version.instances:
@@ -218,8 +285,7 @@ class Manager:
         for instance in version.instances:
             self._node.stop(instance, kill=True)
         version.instances.clear()
-        version.become(State.UNLOADED, "unloaded")
-        await self._publish()
+        version.devices.clear()
 
     async def close(self) -> None:
         """Replace nothing any more."""

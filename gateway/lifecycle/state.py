@@ -21,7 +21,7 @@ class State(StrEnum):
 
 _NEXT: dict[State, frozenset[State]] = {
     State.NEW: frozenset({State.LOADING, State.FAILED}),
-    State.LOADING: frozenset({State.READY, State.DRAINING, State.FAILED}),
+    State.LOADING: frozenset({State.READY, State.FAILED}),
     State.READY: frozenset({State.LOADING, State.DRAINING, State.FAILED}),
     State.DRAINING: frozenset({State.UNLOADED, State.FAILED}),
     State.UNLOADED: frozenset({State.LOADING}),
