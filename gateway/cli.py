@@ -72,7 +72,7 @@ def serve(
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{shown}:{sock.getsockname()[1]}"
     console.print(f"gateway {__version__}: loading {settings.model_store}", highlight=False)
-    asyncio.run(
+    code = asyncio.run(
         supervise(
             settings,
             sock,
@@ -80,6 +80,7 @@ def serve(
             on_started=lambda manager: show_models(console, list(manager.versions.values()), url),
         )
     )
+    raise typer.Exit(code)
 
 
 def main() -> None:

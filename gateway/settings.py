@@ -14,7 +14,7 @@ from gateway.errors import ConfigError
 
 CONFIG_FILE = "gateway.yaml"
 # Kubernetes sets these in every pod beside a Service called "gateway"; they are not meant for us.
-_SERVICE_LINK = re.compile(r"GATEWAY_(SERVICE_.*|PORT_\d+_.*)")
+_SERVICE_LINK = re.compile(r"GATEWAY_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 
 
 class Settings(BaseSettings):
@@ -65,8 +65,9 @@ def read_settings(**from_command_line: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"unknown setting '{key}' in {CONFIG_FILE}") from None
         raise ConfigError(f"bad value for setting '{key}': {first['msg']} (got {first['input']!r})") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{CONFIG_FILE} cannot be read: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or ["it makes no sense"])[0]
+        raise ConfigError(f"{CONFIG_FILE} cannot be read: {reason}") from None
     if not settings.model_store.is_dir():
         raise ConfigError(f"bad value for setting 'model_store': {settings.model_store} is not a directory")
     return settings

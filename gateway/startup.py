@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -39,7 +40,7 @@ def show_models(console: Console, versions: Sequence[Version], url: str) -> None
     console.print(table)
     for version in versions:
         if version.state is State.FAILED:
-            console.print(f"[red]{version.title} FAILED:[/red] {version.reason}", highlight=False)
+            console.print(f"{version.title} FAILED: {version.reason}", style="red", markup=False, highlight=False)
     console.print(
         f"\nServing on {url} — the API is described at {url}/docs, metrics are at {url}/metrics", highlight=False
     )
@@ -57,7 +58,7 @@ def first_request(versions: Sequence[Version], url: str) -> str | None:
             continue
         body = example_body(version.ready.signatures[version.ready.default_signature])
         if body is not None:
-            lines.append(f"curl {url}/v2/models/{version.artifact.model}/infer -d '{json.dumps(body)}'")
+            lines.append(f"curl {url}/v2/models/{version.artifact.model}/infer -d {shlex.quote(json.dumps(body))}")
     return min(lines, key=len, default=None)
 
 

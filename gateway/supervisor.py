@@ -93,6 +93,7 @@ class Supervisor:
         self._collecting: dict[int, tuple[set[_Worker], asyncio.Event]] = {}
         self._lost_counts: list[VersionCounters] = []
         self._stop = asyncio.Event()
+        self.exit_code = 0
 
     def stop(self) -> None:
         """Begin to end."""
@@ -165,6 +166,7 @@ class Supervisor:
             deaths = 1 if loop.time() - started > STEADY_SECONDS else deaths + 1
             log.error("HTTP worker %d ended with code %d and is replaced (%d in a row)", index, code, deaths)
         log.critical("HTTP worker %d does not stay up; stopping", index)
+        self.exit_code = 1
         self._stop.set()
 
     async def _follow_worker(self, worker: _Worker) -> None:
@@ -290,8 +292,8 @@ async def supervise(
     sock: socket.socket,
     on_settled: Callable[[Version], None],
     on_started: Callable[[Manager], None],
-) -> None:
-    """Run the gateway until SIGINT or SIGTERM."""
+) -> int:
+    """Run the gateway until SIGINT or SIGTERM; its exit code, which is not 0 if it gave up."""
     supervisor = Supervisor(settings, sock, on_settled)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -312,3 +314,4 @@ async def supervise(
         await starting
     else:
         starting.cancel()
+    return supervisor.exit_code

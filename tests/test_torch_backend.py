@@ -57,7 +57,7 @@ def strings(*items: bytes) -> Any:
 
 
 class EveryArgument(nn.Module):
-    def forward(  # noqa: PLR0917
+    def forward(
         self,
         x: Tensor,
         n: int,

@@ -172,6 +172,8 @@ class Inference:
             if self._region is not None:
                 self._regions.append(self._region)
             self._request = request = oip.decode(body, target, channel, self._regions)
+            now = time.perf_counter()
+            self._request_id = channel.call(request.header, request.payload, self._regions, self._on_reply, now)
         except GatewayError as error:
             self._give_back()
             self._answer_error(error)
@@ -181,9 +183,7 @@ class Inference:
             self._give_back()
             self._answer_error(GatewayError("internal error"))
             return
-        now = time.perf_counter()
         self._decode_seconds = now - begun
-        self._request_id = channel.call(request.header, request.payload, self._regions, self._on_reply, now)
         self._sent = now
 
     def _give_back(self) -> None:

@@ -5,7 +5,7 @@ import re
 MAX_DEPTH = 100
 
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 def too_deep(text: bytes | bytearray | memoryview, limit: int = MAX_DEPTH) -> bool:

@@ -9,6 +9,7 @@ import simdjson
 from gateway.errors import RequestError
 from gateway.http.json_depth import MAX_DEPTH, too_deep
 from gateway.http.tensor_json import Data, has_list_element, lists_in
+from gateway.tensors import element_count
 
 LARGE_JSON = 32 << 10
 """JSON of more bytes than this goes through simdjson, which is slower to start and faster per byte."""
@@ -93,6 +94,8 @@ def _check_elements(text: bytes | bytearray | memoryview, request: Request, data
     Looking at each element costs more than parsing it. A body with just as many brackets as its shapes account for has
     no such list, so only others are looked at.
     """
+    for item in request.inputs:
+        element_count(item.shape)  # no arithmetic with absurd shapes
     arrays = [(item, each) for item, each in zip(request.inputs, data, strict=True) if isinstance(each, simdjson.Array)]
     accounted = 1 + len(request.inputs) + (request.outputs is not None)
     accounted += sum(lists_in(each, item.shape) for item, each in arrays)

@@ -39,11 +39,15 @@ class PendingRequest:
     arrived: float
 
 
-def plan_request(header: RequestHeader, batchable: bool) -> Plan:
-    """Read a header once; `batchable` says whether requests of its signature may be joined at all."""
+def plan_request(header: RequestHeader, batchable: bool, may_join: bool = True) -> Plan:
+    """Read a header once.
+
+    `batchable` says whether the model takes rows that are independent, so that they are counted; `may_join` whether
+    this request may be joined with its like.
+    """
     rows = rows_of(tensor.shape for tensor in header.inputs) if batchable else None
     key: Key | None = None
-    if rows:
+    if rows and may_join:
         tails = tuple((t.name, t.datatype, t.shape[1:], t.in_arena) for t in header.inputs)
         key = (header.signature, header.outputs, tails)
     return Plan(header.signature, header.inputs, header.outputs, rows or 1, key)
@@ -99,7 +103,8 @@ def join_inputs(batch: Sequence[PendingRequest]) -> dict[str, Array]:
         # One small tensor a request: the payloads laid end to end are the batch.
         tensor = plan.inputs[0]
         raw = bytearray().join([request.payload for request in batch])
-        return {tensor.name: np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(-1, *tensor.shape[1:])}
+        rows = sum(request.plan.rows for request in batch)
+        return {tensor.name: np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(rows, *tensor.shape[1:])}
     parts = [_inputs_of(request) for request in batch]
     return {tensor.name: np.concatenate([part[tensor.name] for part in parts]) for tensor in plan.inputs}
 

@@ -32,9 +32,9 @@ class Connection:
         try:
             if len(fds) == 2:
                 self.arena = map_readable(fds[0])
-                self._replies = Arena(fds[1])
+                self._replies = Arena(fds.pop())
         finally:
-            for fd in fds[:1]:
+            for fd in fds:
                 os.close(fd)
 
     def receive(self) -> list[tuple[RequestHead, bytes, bytes]]:
@@ -74,6 +74,11 @@ class Connection:
         for offset in offsets:
             self._replies.regions.free(offset)
 
+    def take_back(self, request_id: int) -> None:
+        """Free what was placed for a reply that is not sent after all."""
+        if request_id in self._lent:
+            self.release(request_id)
+
     def send(self, parts: list[Buffer]) -> bool:
         """Write the parts of frames, or keep what the socket does not take; True if nothing is left."""
         if parts and not self.closed:
@@ -107,3 +112,6 @@ class Connection:
         self.closed = True
         self._unsent.clear()
         self.sock.close()
+        if self._replies is not None:
+            self._replies.close()
+            self._replies = None

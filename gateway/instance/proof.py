@@ -66,9 +66,11 @@ def doubt_about(execute: Execute, example: Mapping[str, Array]) -> str | None:
         return "an input has no batch dimension"
     rows, alone = _different_rows(execute, example)
     again = execute(rows[0])
+    together = execute({name: np.concatenate([row[name] for row in rows]) for name in example})
+    if len({frozenset(answer) for answer in (*alone, again, together)}) > 1:
+        return "the names of the outputs change"
     if any(not agree(alone[0][name], again[name]) for name in again):
         return "the same request gave two different answers"
-    together = execute({name: np.concatenate([row[name] for row in rows]) for name in example})
     for name, array in together.items():
         if not array.ndim or len(array) != ROWS:
             return f"output '{name}' has shape {list(array.shape)} for {ROWS} rows"
@@ -99,7 +101,11 @@ def _different_rows(execute: Execute, example: Mapping[str, Array]) -> tuple[lis
 
 
 def _tell_apart(answers: list[Tensors]) -> bool:
-    return any(not agree(answers[0][name], other[name]) for other in answers[1:] for name in other)
+    first = answers[0]
+    return any(
+        other.keys() != first.keys() or any(not agree(first[name], other[name]) for name in other)
+        for other in answers[1:]
+    )
 
 
 def _vary(example: Array, index: int, rng: np.random.Generator, words: tuple[str, ...]) -> Array:

@@ -145,7 +145,7 @@ class Server:
         if len(self._plans) >= PLANS:
             self._plans.clear()
         decoded = self._decode(header)
-        plan = self._plans[header] = plan_request(decoded, batchable=self._max_rows > 1 and self._may_join(decoded))
+        plan = self._plans[header] = plan_request(decoded, self._max_rows > 1, self._may_join(decoded))
         return plan
 
     def _take(self) -> list[PendingRequest]:
@@ -195,7 +195,8 @@ class Server:
             rows = 0  # only the first reply tells of the execution
             try:
                 frame = self._result(request, outputs, times)
-            except (GatewayError, TypeError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever a model returns, its instance goes on serving
+                request.connection.take_back(request.request_id)
                 message = error.message if isinstance(error, GatewayError) else f"an output cannot be sent: {error}"
                 code = error.code if isinstance(error, RequestError) else InferenceFailed.code
                 frame = reply_frame(FAILURE, request.request_id, b"", [encode(Failure(code, message))], times)

@@ -31,6 +31,7 @@ class Regions:
 
     def allocate(self, size: int, lead: int = 0) -> int | None:
         """Offset of a free region of `size` bytes, or None; the byte at offset + lead is aligned."""
+        size = max(size, 1)
         at = -lead % ALIGNMENT
         for start in self._starts:
             if start - at >= size:
@@ -39,7 +40,7 @@ class Regions:
         if size > self.capacity - at:
             return None
         bisect.insort(self._starts, at)
-        self._ends[at] = at + max(size, 1)
+        self._ends[at] = at + size
         return at
 
     def free(self, offset: int) -> None:

@@ -43,7 +43,6 @@ class Version:
         self.state = next_state(self.state, state)
         self.reason = reason
 
-    @property
     def serving(self) -> bool:
         """Whether it is wanted and answers."""
         return self.state is State.READY
@@ -227,7 +226,7 @@ class Manager:
         loop = asyncio.get_running_loop()
         started = loop.time()
         code = await asyncio.shield(instance.exited)
-        if not version.serving or self._closing or instance not in version.instances:
+        if not version.serving() or self._closing or instance not in version.instances:
             return
         version.instances.remove(instance)
         log.warning("instance %s ended with code %d and is replaced", instance.name, code)
@@ -235,7 +234,7 @@ class Manager:
         await self._publish()
         if loop.time() - started > STEADY_SECONDS:
             version.deaths = 0
-        while version.serving and not self._closing:
+        while version.serving() and not self._closing:
             version.deaths += 1
             if version.deaths > RESTARTS:
                 await self._give_up(
@@ -248,7 +247,7 @@ class Manager:
             except GatewayError as error:
                 log.warning("%s: an instance could not be replaced: %s", version.title, error.message)
                 continue
-            if not version.serving:
+            if not version.serving():
                 self._node.stop(another)
                 return
             version.ready = ready

@@ -38,7 +38,10 @@ def place(groups: Sequence[InstanceGroup], devices: Sequence[Device], load: Mapp
             if index >= len(gpus):
                 raise LoadFailed(f"instance_group asks for GPU {index}, this machine has {len(gpus)}")
         if group.gpus:
-            chosen += [gpus[index] for index in group.gpus for _ in range(group.count)]
+            listed = [gpus[index] for index in group.gpus for _ in range(group.count)]
+            for device in listed:
+                counts[device.name] += 1
+            chosen += listed
             continue
         for _ in range(group.count):
             best = min(gpus, key=lambda gpu: counts[gpu.name])

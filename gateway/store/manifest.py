@@ -65,10 +65,10 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 def parse(text: str | bytes) -> ModelConfig:
     """The configuration in a model.yaml; ConfigError names the key that is wrong."""
     try:
-        config = msgspec.yaml.decode(text, type=ModelConfig) if text.strip() else ModelConfig()
+        config = msgspec.yaml.decode(text, type=ModelConfig | None) or ModelConfig()
     except msgspec.ValidationError as error:
         raise ConfigError(f"model.yaml: {error}") from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):
         raise ConfigError("model.yaml is not YAML") from None
     for tensor in (*config.inputs, *config.outputs):
         if tensor.datatype not in DTYPES:

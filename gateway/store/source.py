@@ -58,8 +58,13 @@ def scan(store: Path) -> Inventory:
         raise ConfigError(f"model store {store} cannot be read: {error.strerror}") from None
     inventory = Inventory()
     for entry in entries:
-        if entry.is_dir() and not entry.name.startswith((".", "__")):
-            _scan_model(entry, inventory)
+        if entry.name.startswith((".", "__")):
+            continue
+        try:
+            if entry.is_dir():
+                _scan_model(entry, inventory)
+        except OSError as error:
+            inventory.ignored.append(f"'{entry.name}' cannot be read: {error.strerror}")
     return inventory
 
 
@@ -78,7 +83,10 @@ def _scan_model(directory: Path, inventory: Inventory) -> None:
     except ConfigError as error:
         problem = error.message
     for version, path in versions:
-        platform, artifact, missing = find_artifact(path, config)
+        try:
+            platform, artifact, missing = find_artifact(path, config)
+        except OSError as error:
+            platform, artifact, missing = config.platform or "", path, f"it cannot be read: {error.strerror}"
         inventory.artifacts.append(Artifact(name, version, platform, artifact, config, problem or missing))
 
 
