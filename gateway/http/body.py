@@ -26,7 +26,8 @@ class RequestBody:
     complete = False
     error: RequestError | None = None
     _received = 0
-    _buffer: memoryview | None = None
+    _whole: memoryview | bytearray | None = None  # where a large body lies
+    _buffer: memoryview | None = None  # the same, to be written to
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -67,14 +68,15 @@ class RequestBody:
                 self._refuse()
         return self._received <= DISCARD_TIMES * self._limit
 
-    def continue_in(self, buffer: memoryview) -> None:
+    def continue_in(self, buffer: memoryview | bytearray) -> None:
         """Have the rest written into `buffer`, which is as large as the whole body."""
         at = 0
         for part in self._parts:
             buffer[at : at + len(part)] = part
             at += len(part)
         self._parts.clear()
-        self._buffer = buffer
+        self._whole = buffer
+        self._buffer = memoryview(buffer)
 
     def unread(self) -> memoryview:
         """The part of the buffer that is still to be filled."""
@@ -89,8 +91,8 @@ class RequestBody:
     @property
     def data(self) -> Buffer:
         """The whole body as received."""
-        if self._buffer is not None:
-            return self._buffer
+        if self._whole is not None:
+            return self._whole
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     def unpacked(self) -> bytes:
@@ -100,4 +102,4 @@ class RequestBody:
     def drop(self) -> None:
         """Let go of the memory."""
         self._parts = []
-        self._buffer = None
+        self._whole = self._buffer = None

@@ -36,9 +36,10 @@ class Form(msgspec.Struct, frozen=True):
 
     def header_for(self, tensors: Sequence[tuple[int, bool]]) -> bytes:
         """The frame header when the tensors have these sizes and lie in the arena or not."""
-        if all(size == each.size and not placed for each, (size, placed) in zip(self.inputs, tensors, strict=True)):
-            return self.header
-        return _header(self.signature, self.inputs, self.outputs, tensors)
+        for each, (size, placed) in zip(self.inputs, tensors, strict=True):
+            if placed or size != each.size:
+                return _header(self.signature, self.inputs, self.outputs, tensors)
+        return self.header
 
 
 def _header(

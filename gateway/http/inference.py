@@ -86,7 +86,7 @@ class Inference:
         if body.complete or body.error is not None or target is None:
             return
         if body.json_size is None or body.encoding:
-            buffer: memoryview | None = memoryview(bytearray(body.size))
+            buffer: bytearray | memoryview | None = bytearray(body.size)
         else:
             buffer = self._reserve(target, lead=min(body.json_size, body.size))
         if buffer is None:

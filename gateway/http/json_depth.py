@@ -8,10 +8,21 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
+def count_up_to(text: bytes | bytearray, mark: bytes, limit: int) -> int:
+    """How often a byte occurs, but no more than `limit` + 1; many times faster than count() where it is rare."""
+    if len(text) < 4096:
+        return text.count(mark)
+    found, at = 0, text.find(mark)
+    while at >= 0 and found <= limit:
+        found += 1
+        at = text.find(mark, at + 1)
+    return found
+
+
 def too_deep(text: bytes | bytearray | memoryview, limit: int = MAX_DEPTH) -> bool:
     """Whether arrays and objects are nested more than `limit` deep."""
     text = bytes(text) if isinstance(text, memoryview) else text
-    if text.count(b"[") + text.count(b"{") <= limit:
+    if count_up_to(text, b"[", limit) + count_up_to(text, b"{", limit) <= limit:
         return False
     brackets = _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS)
     depth = 0

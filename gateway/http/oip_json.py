@@ -7,7 +7,7 @@ import msgspec
 import simdjson
 
 from gateway.errors import RequestError
-from gateway.http.json_depth import MAX_DEPTH, too_deep
+from gateway.http.json_depth import MAX_DEPTH, count_up_to, too_deep
 from gateway.http.tensor_json import Data, has_list_element, lists_in
 from gateway.tensors import element_count
 
@@ -99,7 +99,7 @@ def _check_elements(text: bytes | bytearray | memoryview, request: Request, data
     arrays = [(item, each) for item, each in zip(request.inputs, data, strict=True) if isinstance(each, simdjson.Array)]
     accounted = 1 + len(request.inputs) + (request.outputs is not None)
     accounted += sum(lists_in(each, item.shape) for item, each in arrays)
-    if bytes(text).count(b"[") == accounted:
+    if count_up_to(bytes(text) if isinstance(text, memoryview) else text, b"[", accounted) == accounted:
         return
     for item, each in arrays:
         if has_list_element(each, item.shape):

@@ -23,6 +23,7 @@ class WorkerState:
         self.max_body_bytes = max_body_bytes
         self.table = RoutingTable()
         self.counters = Counters()
+        self._loop = asyncio.get_running_loop()
         self._outbox: list[tuple[asyncio.Transport, bytes]] = []
         self._headers: Sequence[tuple[bytes, bytes]] = ()
         self._headers_text = b""
@@ -41,7 +42,7 @@ class WorkerState:
         else that a small request needs.
         """
         if not self._outbox:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._loop.call_soon(self.flush)
         self._outbox.append((transport, data))
 
     def flush(self) -> None:

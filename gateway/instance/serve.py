@@ -225,7 +225,8 @@ class Server:
         if header is None:
             if len(self._headers) >= PLANS:
                 self._headers.clear()
-            header = self._headers[tensors] = encode(ResultHeader(tuple(TensorHeader(*tensor) for tensor in tensors)))
+            outputs = tuple(TensorHeader(*tensor) for tensor in tensors)
+            header = self._headers[tensors] = encode(ResultHeader(outputs))
         return header
 
     def _fail(self, connection: Connection, request_id: int, failure: Failure) -> None:

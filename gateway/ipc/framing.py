@@ -44,11 +44,12 @@ class ResultHeader(msgspec.Struct, array_like=True, eq=False):
     """What a RESULT frame brings; one object per distinct header (see `result_header`), compared by identity."""
 
     outputs: tuple[TensorHeader, ...]
+    lent: bool = False
+    """Whether some output lies in the arena and has to be released; follows from `outputs`."""
 
-    @property
-    def lent(self) -> bool:
-        """Whether some output lies in the arena and has to be released."""
-        return any(tensor.in_arena for tensor in self.outputs)
+    def __post_init__(self) -> None:
+        """Called by msgspec."""
+        self.lent = any(tensor.in_arena for tensor in self.outputs)
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
