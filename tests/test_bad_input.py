@@ -23,7 +23,7 @@ def unhurt(gateway: Any) -> Iterator[None]:
     assert gateway.processes() == before
 
 
-def check_error(answer: Any, status: int, expected: str = "") -> None:
+def assert_error(answer: Any, status: int, expected: str = "") -> None:
     assert answer.status == status, answer.body[:500]
     body = answer.json()
     assert list(body) == ["error"]
@@ -37,10 +37,10 @@ def check_error(answer: Any, status: int, expected: str = "") -> None:
     assert re.search(expected, message), message
 
 
-def refused(gateway: Any, request: bytes, status: int = 400, expected: str = "") -> None:
+def assert_refused(gateway: Any, request: bytes, status: int = 400, expected: str = "") -> None:
     """The request is refused, and the next one on its connection is answered."""
     with gateway.connect() as connection:
-        check_error(connection.ask(request), status, expected)
+        assert_error(connection.ask(request), status, expected)
         assert connection.ask(gateway.good()).status == 200
 
 
@@ -137,7 +137,7 @@ BODIES: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("what", BODIES)
 def test_a_bad_body_is_refused_in_one_sentence(gateway: Any, what: str) -> None:
     body, expected = BODIES[what]
-    refused(gateway, gateway.inference("mlp", body), expected=expected)
+    assert_refused(gateway, gateway.inference("mlp", body), expected=expected)
 
 
 @pytest.mark.parametrize("where", [deep_data, deep_parameters])
@@ -187,7 +187,7 @@ def test_a_value_that_its_datatype_cannot_hold_is_refused(
     data = [*[fine] * (20_000 if long else 2), value]
     model, name = ("echo_strings", "words") if datatype == "BYTES" else ("identity_torch", "x")
     inputs = [helpers.tensor(name, datatype, [len(data)], data)]
-    refused(gateway, gateway.inference(model, {"inputs": inputs}), expected=f"'{name}'|not valid JSON")
+    assert_refused(gateway, gateway.inference(model, {"inputs": inputs}), expected=f"'{name}'|not valid JSON")
 
 
 BINARY: dict[str, tuple[Any, bytes, str]] = {
@@ -209,18 +209,18 @@ BINARY: dict[str, tuple[Any, bytes, str]] = {
 def test_binary_data_must_be_what_the_request_says(gateway: Any, helpers: Any, what: str) -> None:
     size, raw, expected = BINARY[what]
     head = {"inputs": [helpers.tensor("x", "FP32", [1, 16], binary_data_size=size)]}
-    refused(gateway, gateway.inference("mlp", (head, raw)), expected=expected)
+    assert_refused(gateway, gateway.inference("mlp", (head, raw)), expected=expected)
 
 
 @pytest.mark.parametrize("shape", [[2**40], [2**62, 4], [0, 2**62], [4, 0, 2**63]])
 def test_a_binary_tensor_of_an_absurd_shape_is_refused(gateway: Any, helpers: Any, shape: list[int]) -> None:
     head = {"inputs": [helpers.tensor("x", "FP32", shape, binary_data_size=0)]}
-    refused(gateway, gateway.inference("identity_torch", (head, b"")), expected="shape|int|large|bytes")
+    assert_refused(gateway, gateway.inference("identity_torch", (head, b"")), expected="shape|int|large|bytes")
 
 
 def test_data_and_binary_data_together_are_refused(gateway: Any, helpers: Any) -> None:
     head = {"inputs": [helpers.tensor("x", "FP32", [1, 16], [0.5] * 16, binary_data_size=64)]}
-    refused(gateway, gateway.inference("mlp", (head, bytes(64))), expected="both")
+    assert_refused(gateway, gateway.inference("mlp", (head, bytes(64))), expected="both")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_the_length_of_the_json_part_must_be_right(gateway: Any, length: str, ex
     if large and length == "100000":
         length = str(len(body) + 1)
     header = f"Inference-Header-Content-Length: {length}"
-    refused(gateway, gateway.request("POST", "/v2/models/mlp/infer", body, header), expected=expected)
+    assert_refused(gateway, gateway.request("POST", "/v2/models/mlp/infer", body, header), expected=expected)
 
 
 def test_large_bodies_that_are_refused_give_their_memory_back(gateway: Any, helpers: Any) -> None:
@@ -254,7 +254,7 @@ def test_large_bodies_that_are_refused_give_their_memory_back(gateway: Any, help
     request = gateway.inference("identity_torch", (bad, raw))
     with gateway.connect() as connection:
         for _ in range(60):
-            check_error(connection.ask(request), 400, "'y'")
+            assert_error(connection.ask(request), 400, "'y'")
         assert connection.ask(gateway.inference("identity_torch", (good, raw))).status == 200
 
 
@@ -271,14 +271,14 @@ def test_large_bodies_that_are_refused_give_their_memory_back(gateway: Any, help
 )
 def test_torn_strings_are_refused(gateway: Any, helpers: Any, raw: bytes) -> None:
     head = {"inputs": [helpers.tensor("words", "BYTES", [1], binary_data_size=len(raw))]}
-    refused(gateway, gateway.inference("echo_strings", (head, raw)), expected="BYTES|string")
+    assert_refused(gateway, gateway.inference("echo_strings", (head, raw)), expected="BYTES|string")
 
 
 def test_fewer_strings_than_the_shape_says_are_refused_however_many_it_says(gateway: Any, helpers: Any) -> None:
     raw = struct.pack("<I", 1) + b"a"
     for count in (2, 2**39):
         head = {"inputs": [helpers.tensor("words", "BYTES", [count], binary_data_size=len(raw))]}
-        refused(gateway, gateway.inference("echo_strings", (head, raw)), expected="string")
+        assert_refused(gateway, gateway.inference("echo_strings", (head, raw)), expected="string")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -289,7 +289,7 @@ def test_broken_packed_bodies_are_refused(gateway: Any, encoding: str, size: int
     noise = bytes(range(255, 0, -1)) * (size // 255 + 1)
     for body in (noise, packed[:-5], packed[:20], packed + b"more", b""):
         header = f"Content-Encoding: {encoding}"
-        refused(gateway, gateway.request("POST", "/v2/models/mlp/infer", body, header), expected=encoding)
+        assert_refused(gateway, gateway.request("POST", "/v2/models/mlp/infer", body, header), expected=encoding)
 
 
 def memory(pid: int, field: str) -> int:
@@ -311,7 +311,7 @@ def test_a_gzip_bomb_is_refused_before_it_unfolds(gateway: Any) -> None:
     request = gateway.request("POST", "/v2/models/mlp/infer", body, "Content-Encoding: gzip")
     Path(f"/proc/{worker}/clear_refs").write_text("5")  # VmHWM starts anew
     before = memory(worker, "VmHWM")
-    refused(gateway, request, 413, "larger|more")
+    assert_refused(gateway, request, 413, "larger|more")
     assert memory(worker, "VmHWM") - before < 64 * MB
 
 
@@ -321,7 +321,9 @@ def chunks(size: int) -> bytes:
 
 
 def test_a_body_over_the_limit_is_refused_by_its_announced_length(gateway: Any, helpers: Any) -> None:
-    refused(gateway, gateway.request("POST", "/v2/models/mlp/infer", bytes(helpers.limit + 1)), 413, str(helpers.limit))
+    assert_refused(
+        gateway, gateway.request("POST", "/v2/models/mlp/infer", bytes(helpers.limit + 1)), 413, str(helpers.limit)
+    )
 
 
 def test_a_body_over_the_limit_is_refused_when_its_length_is_not_announced(gateway: Any, helpers: Any) -> None:
@@ -329,7 +331,7 @@ def test_a_body_over_the_limit_is_refused_when_its_length_is_not_announced(gatew
     head = gateway.request("POST", "/v2/models/mlp/infer", b"", "Transfer-Encoding: chunked", length=False)
     Path(f"/proc/{worker}/clear_refs").write_text("5")
     before = memory(worker, "VmHWM")
-    refused(gateway, head + chunks(helpers.limit * 4), 413, str(helpers.limit))
+    assert_refused(gateway, head + chunks(helpers.limit * 4), 413, str(helpers.limit))
     assert memory(worker, "VmHWM") - before < helpers.limit + 16 * MB
 
 
@@ -343,7 +345,7 @@ def test_an_encoding_that_is_not_read_is_refused(gateway: Any, encoding: str) ->
     with gateway.connect() as connection:
         header = f"Content-Encoding: {encoding}"
         answer = connection.ask(gateway.request("POST", "/v2/models/mlp/infer", GOOD, header))
-        check_error(answer, 415, "not supported")
+        assert_error(answer, 415, "not supported")
         assert "gzip" in answer.headers["accept-encoding"]
         assert connection.ask(gateway.good()).status == 200
 
@@ -381,36 +383,36 @@ def test_an_encoding_that_is_not_read_is_refused(gateway: Any, encoding: str) ->
     ],
 )
 def test_paths_and_verbs_that_are_not_served(gateway: Any, method: str, path: str, status: int, expected: str) -> None:
-    refused(gateway, gateway.request(method, path, GOOD if method == "POST" else b""), status, expected)
+    assert_refused(gateway, gateway.request(method, path, GOOD if method == "POST" else b""), status, expected)
 
 
 @pytest.mark.parametrize("parameters", [{"config": "{}"}, {"file:1/model.pt": "aGVsbG8="}])
 def test_a_load_that_brings_its_own_configuration_or_files_is_refused(gateway: Any, parameters: dict[str, str]) -> None:
     body = json.dumps({"parameters": parameters}).encode()
-    refused(gateway, gateway.request("POST", "/v2/repository/models/mlp/load", body), 501)
+    assert_refused(gateway, gateway.request("POST", "/v2/repository/models/mlp/load", body), 501)
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready": "yes"}', b"\xff", b"[" * 10_000])
 def test_a_bad_body_of_a_repository_call_is_refused(gateway: Any, body: bytes) -> None:
-    refused(gateway, gateway.request("POST", "/v2/repository/index", body), 400)
+    assert_refused(gateway, gateway.request("POST", "/v2/repository/index", body), 400)
 
 
 def test_a_large_body_of_a_repository_call_is_refused(gateway: Any) -> None:
     with gateway.connect() as connection:
-        check_error(connection.ask(gateway.request("POST", "/v2/repository/index", b" " * 100_000)), 413)
+        assert_error(connection.ask(gateway.request("POST", "/v2/repository/index", b" " * 100_000)), 413)
 
 
 def test_what_a_model_raises_is_told_without_its_traceback(gateway: Any, helpers: Any) -> None:
     bad = {"inputs": [helpers.tensor("x", "FP32", [2], [1.0, -1.0])]}
     good = {"inputs": [helpers.tensor("x", "FP32", [2], [1.0, 2.0])]}
     with gateway.connect() as connection:
-        check_error(connection.ask(gateway.inference("raises", bad)), 500, "negative numbers make this model unhappy")
+        assert_error(connection.ask(gateway.inference("raises", bad)), 500, "negative numbers make this model unhappy")
         assert connection.ask(gateway.inference("raises", good)).json()["outputs"][0]["data"] == [2.0, 3.0]
 
 
 def test_what_a_framework_raises_is_told_without_its_traceback(gateway: Any, helpers: Any) -> None:
     bad = {"inputs": [helpers.tensor(name, "FP32", [1, size], [1.0] * size) for name, size in (("a", 2), ("b", 3))]}
-    refused(gateway, gateway.inference("optional_input", bad), 500, "size of tensor a")
+    assert_refused(gateway, gateway.inference("optional_input", bad), 500, "size of tensor a")
 
 
 def test_nothing_that_is_no_http_hurts(gateway: Any) -> None:

@@ -291,7 +291,7 @@ async def test_whoever_waits_for_room_is_called_when_the_channel_closes(line: Li
     called = asyncio.Event()
     line.channel.when_freed(called.set)
     line.channel.close()
-    await asyncio.wait_for(called.wait(), PATIENCE)
+    assert await asyncio.wait_for(called.wait(), PATIENCE)
 
 
 async def test_the_memory_of_an_idle_arena_goes_back(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +300,7 @@ async def test_the_memory_of_an_idle_arena_goes_back(line: Line, monkeypatch: py
     line.channel.place(b"x" * 100_000, regions)
     line.channel.unreserve(regions[0])
     await eventually(lambda: bytes(line.channel.arena.view[:1]) == b"\0")
+    assert not line.channel.arena.regions
 
 
 async def test_an_arena_that_is_used_again_is_not_trimmed(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refused(done: subprocess.CompletedProcess[str], *named: str) -> None:
+def assert_refused(done: subprocess.CompletedProcess[str], *named: str) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -40,19 +40,19 @@ def refused(done: subprocess.CompletedProcess[str], *named: str) -> None:
 
 def test_an_unknown_key_in_the_file_ends_with_one_line_that_names_it(place: Path) -> None:
     (place / "gateway.yaml").write_text("prot: 8000")
-    refused(run("serve", cwd=place), "prot", "gateway.yaml")
+    assert_refused(run("serve", cwd=place), "prot", "gateway.yaml")
 
 
 def test_an_unknown_variable_ends_with_one_line_that_names_it(place: Path) -> None:
-    refused(run("serve", cwd=place, GATEWAY_PROT="8000"), "GATEWAY_PROT")
+    assert_refused(run("serve", cwd=place, GATEWAY_PROT="8000"), "GATEWAY_PROT")
 
 
 def test_a_bad_value_ends_with_one_line_that_names_its_key(place: Path) -> None:
-    refused(run("serve", "--workers", "0", cwd=place), "workers")
+    assert_refused(run("serve", "--workers", "0", cwd=place), "workers")
 
 
 def test_a_model_store_that_is_not_there_ends_with_one_line(tmp_path: Path) -> None:
-    refused(run("serve", cwd=tmp_path), "model_store")
+    assert_refused(run("serve", cwd=tmp_path), "model_store")
 
 
 def test_a_port_that_is_taken_ends_with_one_line(place: Path) -> None:
@@ -60,12 +60,12 @@ def test_a_port_that_is_taken_ends_with_one_line(place: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused(run("serve", "--port", str(port), cwd=place), str(port), "in use")
+        assert_refused(run("serve", "--port", str(port), cwd=place), str(port), "in use")
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1", "not a host", "1:2:3"])
 def test_a_host_that_cannot_be_listened_on_ends_with_one_line(place: Path, host: str) -> None:
-    refused(run("serve", "--host", host, "--port", "0", cwd=place), host)
+    assert_refused(run("serve", "--host", host, "--port", "0", cwd=place), host)
 
 
 def test_a_wrong_option_or_command_ends_with_code_2(place: Path) -> None:

@@ -39,7 +39,7 @@ def outputs(binary: tuple[bool, bool] = (True, True), module: Any = triton) -> l
     return [module.InferRequestedOutput(name, binary_data=flag) for name, flag in zip(names, binary, strict=True)]
 
 
-def check(result: Any) -> None:
+def assert_answer(result: Any) -> None:
     assert np.array_equal(result.as_numpy("sum"), A + B)
     assert np.array_equal(result.as_numpy("difference"), A - B)
 
@@ -63,9 +63,9 @@ def test_the_server_and_its_models_are_described(client: Any) -> None:
 @pytest.mark.parametrize("wanted", [(True, True), (False, False), (True, False)])
 def test_json_and_binary_in_and_out(client: Any, given: tuple[bool, bool], wanted: tuple[bool, bool]) -> None:
     result = client.infer("optional_input", inputs(given), outputs=outputs(wanted), request_id="seven")
-    check(result)
+    assert_answer(result)
     assert result.get_response()["id"] == "seven"
-    check(client.infer("optional_input", inputs(given)))
+    assert_answer(client.infer("optional_input", inputs(given)))
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -98,7 +98,7 @@ def test_strings(client: Any, binary: bool) -> None:
 def test_requests_under_way_at_the_same_time(client: Any) -> None:
     pending = [client.async_infer("optional_input", inputs(), outputs=outputs()) for _ in range(32)]
     for request in pending:
-        check(request.get_result(timeout=20))
+        assert_answer(request.get_result(timeout=20))
 
 
 def test_statistics_count_what_was_computed(client: Any) -> None:
@@ -139,14 +139,14 @@ async def test_the_asyncio_client_describes_and_infers(aio: Any) -> None:
     assert (await aio.get_model_metadata("mlp"))["platform"] == "pytorch_torchscript"
     assert any(each["name"] == "mlp" for each in await aio.get_model_repository_index())
     for given in ((True, True), (False, False), (True, False)):
-        check(await aio.infer("optional_input", inputs(given, triton_aio), outputs=outputs(given, triton_aio)))
+        assert_answer(await aio.infer("optional_input", inputs(given, triton_aio), outputs=outputs(given, triton_aio)))
     with pytest.raises(InferenceServerException, match="unknown model: 'nobody'"):
         await aio.infer("nobody", inputs(module=triton_aio))
 
 
 async def test_the_asyncio_client_has_many_requests_under_way(aio: Any) -> None:
     for result in await asyncio.gather(*(aio.infer("optional_input", inputs(module=triton_aio)) for _ in range(32))):
-        check(result)
+        assert_answer(result)
 
 
 async def test_the_asyncio_client_packs_requests_and_responses(aio: Any) -> None:

@@ -438,7 +438,7 @@ def large_request(gateway: Any, helpers: Any, size: int, binary: bool, first: fl
     return gateway.inference("identity_torch", text.encode()), array
 
 
-def check_large(answer: Any, binary: bool, array: Any) -> None:
+def assert_large(answer: Any, binary: bool, array: Any) -> None:
     assert answer.status == 200, answer.body[:300]
     if binary:
         assert answer.parts()[1] == array.tobytes()
@@ -453,10 +453,10 @@ def test_large_tensors_go_both_ways_however_their_bytes_arrive(
 ) -> None:
     request, array = large_request(gateway, helpers, size, binary, 1.0)
     with gateway.connect() as connection:
-        check_large(connection.ask(request), binary, array)
+        assert_large(connection.ask(request), binary, array)
         for step in (1000, 65_536):
             connection.send(*(request[at : at + step] for at in range(0, len(request), step)))
-            check_large(connection.response(), binary, array)
+            assert_large(connection.response(), binary, array)
 
 
 @pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
@@ -470,9 +470,9 @@ def test_large_requests_sent_one_right_behind_the_other_are_answered_in_order(
         data = small.join([requests[0][0], requests[1][0]]) + small
         sender = threading.Thread(target=connection.send, args=(data,))
         sender.start()
-        check_large(connection.response(), binary, requests[0][1])
+        assert_large(connection.response(), binary, requests[0][1])
         assert connection.response().json()["model_name"] == "mlp"
-        check_large(connection.response(), binary, requests[1][1])
+        assert_large(connection.response(), binary, requests[1][1])
         assert connection.response().json()["model_name"] == "mlp"
         sender.join()
 
