@@ -91,10 +91,8 @@ class Inference:
             buffer = self._reserve(target, lead=min(body.json_size, body.size))
         if buffer is None:
             return
-        from gateway.http.protocol import BodyReader, swap_protocol  # noqa: PLC0415 - the two modules know each other
-
         body.continue_in(buffer)
-        swap_protocol(self._connection.transport, BodyReader(self._connection, self))
+        self._connection.read_past_parser(self)
 
     def _reserve(self, target: Target, lead: int) -> memoryview | None:
         """A region of the arena for the body; None: there is none now, and reading waits until there may be."""

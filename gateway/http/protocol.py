@@ -120,6 +120,10 @@ class InferenceProtocol(HttpToolsProtocol):
         else:
             super().on_message_complete()
 
+    def read_past_parser(self, inference: Inference) -> None:
+        """Have the rest of a large body read straight into the request's buffer."""
+        swap_protocol(self.transport, BodyReader(self, inference))
+
     def body_read_directly(self) -> None:
         """The rest of a large body has been read past the parser, which therefore starts anew."""
         self.parser = httptools.HttpRequestParser(self)
