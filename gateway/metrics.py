@@ -74,9 +74,12 @@ class VersionCounters(msgspec.Struct):
         duration = self.duration
         duration.counts[bisect_left(DURATION_BOUNDS, seconds)] += 1
         duration.total += seconds
-        for histogram, stage in zip(self.stages, stages):  # noqa: B905 - five of each; strict costs on the hot path
+        histograms, index = self.stages, 0
+        for stage in stages:  # by index: zip() costs a tenth of a microsecond, for every request
+            histogram = histograms[index]
             histogram.counts[bisect_left(STAGE_BOUNDS, stage)] += 1
             histogram.total += stage
+            index += 1  # noqa: SIM113 - as above
 
     def executed(self, seconds: float, rows: int) -> None:
         """One execution of the model ran, over a batch of `rows`."""
