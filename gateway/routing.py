@@ -116,9 +116,5 @@ class RoutingTable:
 
     @property
     def ready(self) -> bool:
-        """Whether the server has what it was started with: all wanted versions settled, not all of them failed."""
-        return self.settled and (bool(self._targets) or not any(map(self._failed, self.models.values())))
-
-    @staticmethod
-    def _failed(versions: dict[int, VersionRoute]) -> bool:
-        return any(route.state == "FAILED" for route in versions.values())
+        """Whether every version that the server was started with has become READY or FAILED."""
+        return self.settled

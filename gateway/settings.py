@@ -58,6 +58,9 @@ def read_settings(**from_command_line: Any) -> Settings:
             raise ConfigError(f"unknown setting {variable} in the environment; known are {', '.join(sorted(known))}")
     given = {name: value for name, value in from_command_line.items() if value is not None}
     try:
+        path = Path(CONFIG_FILE)
+        if path.is_file() and not isinstance(yaml.safe_load(path.read_bytes()), dict | None):
+            raise ConfigError(f"{CONFIG_FILE} must be settings, one 'key: value' a line")
         settings = Settings(**given)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
@@ -65,7 +68,7 @@ def read_settings(**from_command_line: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"unknown setting '{key}' in {CONFIG_FILE}") from None
         raise ConfigError(f"bad value for setting '{key}': {first['msg']} (got {first['input']!r})") from None
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except (yaml.YAMLError, OSError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or ["it makes no sense"])[0]
         raise ConfigError(f"{CONFIG_FILE} cannot be read: {reason}") from None
     if not settings.model_store.is_dir():

@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -21,7 +22,7 @@ def show_models(console: Console, versions: Sequence[Version], url: str) -> None
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("MODEL", "VERSION", "PLATFORM", "DEVICE", "STATE", "LOAD", "PRIVATE", "BATCH"):
         table.add_column(column)
-    private = {(each.model, each.version): 0 for each in measure(versions)}
+    private: Counter[tuple[str, str]] = Counter()
     for each in measure(versions):
         private[each.model, each.version] += each.private
     for version in sorted(versions, key=lambda version: version.title):
@@ -34,7 +35,7 @@ def show_models(console: Console, versions: Sequence[Version], url: str) -> None
             " ".join(sorted({instance.device.name for instance in version.instances})),
             version.state.value,
             f"{ready.load_seconds * 1000:.0f} ms" if ready else "",
-            f"{private.get(key, 0) / 1e6:.1f} MB" if ready else "",
+            f"{private[key] / 1e6:.1f} MB" if ready else "",
             str(ready.batching.max_batch_size) if ready else "",
         )
     console.print(table)

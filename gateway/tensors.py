@@ -75,14 +75,14 @@ def element_count(shape: Sequence[int]) -> int:
     """Number of elements of a tensor of this shape; RequestError if a dimension or the product is absurd."""
     if len(shape) > MAX_RANK:
         raise RequestError(f"a tensor of {len(shape)} dimensions is more than this server takes ({MAX_RANK})")
-    count = 1
+    extent = 1  # with empty dimensions taken for one element: frameworks multiply the others too
     for size in shape:
         if size < 0:
             raise RequestError(f"shape {_brief(shape)} has a negative dimension")
-        count *= size
-    if count > MAX_ELEMENTS or (shape and max(shape) > MAX_ELEMENTS):
+        extent *= size or 1
+    if extent > MAX_ELEMENTS:
         raise RequestError(f"a tensor of shape {_brief(shape)} is larger than this server takes")
-    return count
+    return 0 if 0 in shape else extent
 
 
 def _brief(shape: Sequence[int]) -> str:

@@ -270,28 +270,15 @@ async def test_an_output_nobody_waits_for_is_released_too(line: Line) -> None:
     assert not answer.done()
 
 
-async def test_whoever_waits_for_room_is_called_when_there_is_some(line: Line) -> None:
-    region = line.channel.reserve(100)
+async def test_bodies_on_their_way_leave_half_of_the_arena_to_others(line: Line) -> None:
+    half = line.channel.arena.regions.capacity // 2
+    region = line.channel.reserve(half)
     assert region is not None
-    called: list[int] = []
-    line.channel.when_freed(lambda: called.append(1))
-    await turns()
-    assert not called
+    assert line.channel.reserve(1) is None
+    regions: list[int] = []
+    assert line.channel.place(b"x" * 100_000, regions) is not None
     line.channel.unreserve(region)
-    await turns()
-    assert called == [1]
-    other = line.channel.reserve(100)
-    assert other is not None
-    line.channel.unreserve(other)
-    await turns()
-    assert called == [1]
-
-
-async def test_whoever_waits_for_room_is_called_when_the_channel_closes(line: Line) -> None:
-    called = asyncio.Event()
-    line.channel.when_freed(called.set)
-    line.channel.close()
-    assert await asyncio.wait_for(called.wait(), PATIENCE)
+    assert line.channel.reserve(1) is not None
 
 
 async def test_the_memory_of_an_idle_arena_goes_back(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

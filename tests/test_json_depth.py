@@ -1,5 +1,6 @@
 import json
 import resource
+import time
 from typing import Any
 
 import pytest
@@ -53,8 +54,18 @@ def test_a_deep_text_that_never_closes_is_deep() -> None:
     assert too_deep(b'{"a":' * 250_000)
 
 
-def test_brackets_after_an_unfinished_string_do_not_hide() -> None:
-    assert too_deep(b'["' + b"[" * 200)
+def test_an_unfinished_string_ends_with_the_text() -> None:
+    assert not too_deep(b'["' + b"[" * 200)  # which no parser will take for brackets either
+
+
+def test_time_grows_with_the_length_of_an_unfinished_string_and_no_faster() -> None:
+    def seconds(length: int) -> float:
+        text = b"[" * 101 + b"]" * 101 + b'"' + b'\\"' * length
+        started = time.perf_counter()
+        too_deep(text)
+        return time.perf_counter() - started
+
+    assert min(seconds(100_000) for _ in range(3)) < 40 * min(seconds(10_000) for _ in range(3))
 
 
 @quick

@@ -25,13 +25,12 @@ class RequestBody:
     """The encoding that the response may have."""
     complete = False
     error: RequestError | None = None
+    data: Buffer = b""
+    """The body as far as it is there; all of it when `complete`."""
     _received = 0
-    _whole: memoryview | bytearray | None = None  # where a large body lies
-    _buffer: memoryview | None = None  # the same, to be written to
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
 
     def read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Take what matters from the request's head."""
@@ -56,44 +55,41 @@ class RequestBody:
 
     def _refuse(self) -> None:
         self.error = PayloadTooLarge(f"the body is larger than the limit of {self._limit} bytes")
-        self._parts.clear()
+        self.data = b""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so much is announced that nobody will read to its end."""
+        return self.size > DISCARD_TIMES * self._limit
 
     def take(self, piece: bytes) -> bool:
         """The next piece from the parser; False if so much has come over the limit that nobody needs to listen on."""
         self._received += len(piece)
         if self.error is None:
-            if self._received <= self._limit:
-                self._parts.append(piece)
-            else:
+            if self._received > self._limit:
                 self._refuse()
+            elif not self.data:
+                self.data = piece
+            elif isinstance(self.data, bytearray):
+                self.data += piece
+            else:
+                self.data = bytearray(self.data) + piece
         return self._received <= DISCARD_TIMES * self._limit
 
-    def continue_in(self, buffer: memoryview | bytearray) -> None:
+    def continue_in(self, buffer: memoryview) -> None:
         """Have the rest written into `buffer`, which is as large as the whole body."""
-        at = 0
-        for part in self._parts:
-            buffer[at : at + len(part)] = part
-            at += len(part)
-        self._parts.clear()
-        self._whole = buffer
-        self._buffer = memoryview(buffer)
+        buffer[: len(self.data)] = self.data
+        self.data = buffer
 
     def unread(self) -> memoryview:
         """The part of the buffer that is still to be filled."""
-        assert self._buffer is not None
-        return self._buffer[self._received :]
+        assert isinstance(self.data, memoryview)
+        return self.data[self._received :]
 
     def filled(self, count: int) -> bool:
         """So many more bytes of the buffer are filled; True if that is all."""
         self._received += count
         return self._received == self.size
-
-    @property
-    def data(self) -> Buffer:
-        """The whole body as received."""
-        if self._whole is not None:
-            return self._whole
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     def unpacked(self) -> bytes:
         """The whole body without its encoding; RequestError or PayloadTooLarge if it cannot be."""
@@ -101,5 +97,4 @@ class RequestBody:
 
     def drop(self) -> None:
         """Let go of the memory."""
-        self._parts = []
-        self._whole = self._buffer = None
+        self.data = b""

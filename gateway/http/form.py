@@ -9,6 +9,7 @@ from gateway.ipc.framing import MAX_HEADER, RequestHeader, TensorHeader, encode
 from gateway.routing import Target
 from gateway.tensors import DTYPES, ITEMSIZES, Signature, TensorSpec, element_count
 
+MAX_INPUTS = 4096
 FORMS = 1024
 """Distinct forms remembered per model version; more of them only costs checking again."""
 
@@ -64,13 +65,19 @@ def checked_form(
     if isinstance(form, Form):
         return form
     signature = target.signature(signature_name)
+    if len(inputs) > MAX_INPUTS:
+        raise RequestError(f"the request has {len(inputs)} inputs, {MAX_INPUTS} are the most")
     checked: list[FormInput] = []
+    names: set[str] = set()
     for name, datatype, shape in inputs:
-        _check_input(target, signature, name, datatype, shape, [each.name for each in checked])
+        _check_input(target, signature, name, datatype, shape)
+        if name in names:
+            raise RequestError(f"input '{name[:100]}' is given twice")
+        names.add(name)
         count = element_count(shape)
         size = -1 if datatype == "BYTES" else count * ITEMSIZES[datatype]
         checked.append(FormInput(name, datatype, shape, count, size))
-    missing = target.required[signature.name].difference(each.name for each in checked)
+    missing = target.required[signature.name].difference(names)
     if missing:
         raise RequestError(f"input '{min(missing)}' of model '{target.model}' is missing")
     _check_outputs(signature, outputs)
@@ -82,13 +89,9 @@ def checked_form(
     return form
 
 
-def _check_input(
-    target: Target, signature: Signature, name: str, datatype: str, shape: tuple[int, ...], before: Sequence[str]
-) -> None:
+def _check_input(target: Target, signature: Signature, name: str, datatype: str, shape: tuple[int, ...]) -> None:
     if datatype not in DTYPES:
         raise RequestError(f"input '{name[:100]}' has datatype '{datatype[:40]}'; known are {', '.join(DTYPES)}")
-    if name in before:
-        raise RequestError(f"input '{name[:100]}' is given twice")
     spec = target.specs[signature.name].get(name)
     if spec is None:
         if not signature.open_inputs:

@@ -51,8 +51,10 @@ class Inference:
     _decode_seconds = 0.0
     _sent = 0.0
 
-    def __init__(self, connection: "InferenceProtocol", target: Target | GatewayError) -> None:
+    def __init__(self, connection: "InferenceProtocol", path: bytes, target: Target | GatewayError) -> None:
         self.started = time.perf_counter()
+        self._path = path
+        self._table = connection.state.table
         self.body = RequestBody(connection.state.max_body_bytes)
         self._connection = connection
         self._regions: list[int] = []
@@ -74,46 +76,29 @@ class Inference:
             else:
                 self.keep_alive = False  # the client has not sent the body and need not
                 self._answer_error(error)
+        elif self.body.hopeless and self.has_turn and self.body.error:
+            self.keep_alive = False
+            self._answer_error(self.body.error)
 
     def take(self, piece: bytes) -> None:
         """Called for each piece of the body that comes through the parser."""
-        if not self.body.take(piece):
-            self._connection.transport.close()
+        if not self.body.take(piece) and self.has_turn and not self.response_complete and self.body.error:
+            self.keep_alive = False
+            self._answer_error(self.body.error)
 
     def read_directly(self) -> None:
-        """Have the rest of a large body read to where the instance will read it."""
+        """Have the rest of a large binary body read to where the instance will read it, if there is room."""
         body, target = self.body, self._target
-        if body.complete or body.error is not None or target is None:
+        if body.complete or body.error or target is None or body.json_size is None or body.encoding:
             return
-        if body.json_size is None or body.encoding:
-            buffer: bytearray | memoryview | None = bytearray(body.size)
-        else:
-            buffer = self._reserve(target, lead=min(body.json_size, body.size))
-        if buffer is None:
-            return
-        body.continue_in(buffer)
-        self._connection.read_past_parser(self)
-
-    def _reserve(self, target: Target, lead: int) -> memoryview | None:
-        """A region of the arena for the body; None: there is none now, and reading waits until there may be."""
         try:
-            if self._channel is None or self._channel.closed:
-                self._channel = pick(target)
-        except GatewayError as error:
-            self._error = error
-            return None
-        size = self.body.size
-        self._region = self._channel.reserve(size, lead)
-        if self._region is None:
-            self._connection.transport.pause_reading()
-            self._channel.when_freed(self._try_again)
-            return None
-        return self._channel.arena.view[self._region : self._region + size]
-
-    def _try_again(self) -> None:
-        if not self.disconnected and not self._connection.transport.is_closing():
-            self._connection.transport.resume_reading()
-            self.read_directly()
+            self._channel = pick(target)
+        except GatewayError:
+            return  # said when the body is in
+        self._region = self._channel.reserve(body.size, lead=min(body.json_size, body.size))
+        if self._region is not None:
+            body.continue_in(self._channel.arena.view[self._region : self._region + body.size])
+            self._connection.read_past_parser(self)
 
     def body_complete(self) -> None:
         """The whole body is there."""
@@ -160,10 +145,12 @@ class Inference:
     def _send(self, data: Buffer) -> None:
         """Decode the body and send it to an instance."""
         begun = time.perf_counter()
-        target = self._target
-        assert target is not None
         try:
-            if self._channel is None:
+            if self._connection.state.table is not self._table:
+                data = self._route_again(data)
+            target = self._target
+            assert target is not None
+            if self._channel is None or self._channel.closed:
                 self._channel = pick(target)
             channel = self._channel
             body = oip.Body(data, self.body.json_size, self._region)
@@ -184,6 +171,21 @@ class Inference:
         self._decode_seconds = now - begun
         self._sent = now
 
+    def _route_again(self, data: Buffer) -> Buffer:
+        """The routes have changed since the head came: find the model anew, and move the body if it must move."""
+        target = self._connection.target_for(self._path)
+        if not isinstance(target, Target):
+            raise target
+        self._target = target
+        channel = self._channel
+        if channel is not None and channel not in target.channels:
+            if self._region is not None:
+                data = bytes(data)
+                channel.unreserve(self._region)
+                self._region = None
+            self._channel = None
+        return data
+
     def _give_back(self) -> None:
         """Free the regions that no call took over."""
         if self._channel is not None:
@@ -194,6 +196,7 @@ class Inference:
     def abandon(self) -> None:
         """The client is gone."""
         self.disconnected = True
+        self.body.drop()
         if self.response_complete or self._channel is None:
             return
         if self._request_id:

@@ -5,7 +5,7 @@ import re
 MAX_DEPTH = 100
 
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # an open one ends with the text
 
 
 def count_up_to(text: bytes | bytearray, mark: bytes, limit: int) -> int:

@@ -134,6 +134,7 @@ def _decode_raw(body: Body, target: Target) -> InferenceRequest:
         if rest:
             raise RequestError(f"{len(raw)} bytes are no whole number of {spec.datatype} elements")
         shape = raw_shape(spec, count)
+        check_raw(spec.name, spec.datatype, shape, raw)
     form = checked_form(target, None, ((spec.name, spec.datatype, shape),), ())
     placed = OFFSET.pack(body.region) if body.region is not None and spec.datatype != "BYTES" else None
     header = form.header_for([(len(raw), placed is not None)])

@@ -42,6 +42,8 @@ class Request(msgspec.Struct):
     outputs: list[Output] | None = None
 
 
+_KEYS = frozenset(Request.__struct_fields__)
+_INPUT_KEYS = frozenset(Input.__struct_fields__) - {"data"}
 _decode_request = msgspec.json.Decoder(Request).decode
 
 
@@ -74,7 +76,8 @@ def _parse_large(text: bytes | bytearray | memoryview) -> tuple[Request, Sequenc
     plain: dict[str, Any] = {}
     if len(set(document)) != len(document):
         raise RequestError("a key stands twice in the body")
-    for key in document:  # items() would make Python lists of all numbers
+    # Known keys only: each look-up walks the whole object. And items() would make Python lists of all numbers.
+    for key in _KEYS.intersection(document):
         value = document[key]
         if key == "inputs" and isinstance(value, simdjson.Array):
             plain[key] = [_without_data(item, data) for item in value]
@@ -112,16 +115,17 @@ def _without_data(item: Any, data: list[Data | None]) -> Any:
     """One of `inputs` as a plain dict but for its data, which are appended to `data`."""
     if not isinstance(item, simdjson.Object):
         return item  # of the wrong type, which the conversion will say
-    if len(set(item)) != len(item):
+    keys = set(item)
+    if len(keys) != len(item):
         raise RequestError("a key stands twice - at `$.inputs[...]`")
-    if "data" in item:
+    if "data" in keys:
         found = item["data"]
         if not isinstance(found, simdjson.Array):
             raise RequestError("Expected `array` - at `$.inputs[...].data`")
         data.append(found)
     else:
         data.append(None)
-    return {key: _plain(item[key]) for key in item if key != "data"}
+    return {key: _plain(item[key]) for key in _INPUT_KEYS & keys}
 
 
 def _plain(value: Any) -> Any:

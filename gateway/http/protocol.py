@@ -22,8 +22,11 @@ from gateway.http.state import WorkerState
 from gateway.routing import Target
 
 _INFER_PATH = re.compile(rb"(?:https?://[^/]*)?/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_UPGRADE = re.compile(rb"\r\n(?:upgrade|http2-settings|connection):[^\r\n]*", re.IGNORECASE)
 RECEIVE_SECONDS = 60.0
 """A client that sends nothing for so long in mid-request is let go."""
+MAX_HEAD_BYTES = 64 << 10
+MAX_HEADERS = 1000
 DIRECT_FROM = 64 << 10
 """Bodies of more bytes are read from the socket straight to where they are needed."""
 
@@ -39,6 +42,8 @@ class InferenceProtocol(HttpToolsProtocol):
         self.heard = 0.0  # when bytes last came from the client
         self._idle_since: float | None = None
         self._stalled = False
+        self._in_head = False
+        self._head_bytes = 0
         self._direct: Inference | None = None
 
     # Reading
@@ -52,7 +57,13 @@ class InferenceProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: parse, and leave the parser out of the rest of a large body."""
         self.heard = self.loop.time()
+        if b"pgrade:" in data and (self.cycle is None or self.cycle.response_complete):
+            data = without_upgrade(data)
         super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES or (self.headers is not None and len(self.headers) > MAX_HEADERS):
+            self._refuse_head()
         if self._direct is not None and not self.transport.is_closing():
             inference, self._direct = self._direct, None
             inference.read_directly()
@@ -62,17 +73,16 @@ class InferenceProtocol(HttpToolsProtocol):
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
+        self._in_head = True
 
     def on_headers_complete(self) -> None:
         """Called by the parser: an inference request, or one for uvicorn."""
+        self._in_head = False
+        self._head_bytes = 0
         if self.parser.get_method() == b"POST":
             path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
-            target = self.state.table.infer_paths.get(path)
-            if target is not None:
-                self._begin(target)
-                return
-            if path.endswith(b"/infer") and (match := _INFER_PATH.fullmatch(path)):
-                self._begin(self._find(*match.groups()))
+            if path in self.state.table.infer_paths or (path.endswith(b"/infer") and _INFER_PATH.fullmatch(path)):
+                self._begin(path)
                 return
         url, expect, headers = self.url, self.expect_100_continue, self.headers
         super().on_message_begin()
@@ -80,18 +90,31 @@ class InferenceProtocol(HttpToolsProtocol):
         self.headers += headers
         super().on_headers_complete()
 
-    def _find(self, model: bytes, version: bytes | None) -> Target | GatewayError:
-        """What a path that is not in the table means: a name written in another way, or an error."""
-        name = unquote_to_bytes(model).decode("utf-8", "replace")
+    def target_for(self, path: bytes) -> Target | GatewayError:
+        """The model version that an inference path means, or why there is none."""
+        target = self.state.table.infer_paths.get(path)
+        if target is not None:
+            return target
+        # Not in the table: the name is written in another way, or nothing of that name can answer.
+        match = _INFER_PATH.fullmatch(path)
+        assert match is not None
+        model, version = (
+            unquote_to_bytes(part).decode("utf-8", "replace") if part else None for part in match.groups()
+        )
         try:
-            number = unquote_to_bytes(version).decode("utf-8", "replace") if version else None
-            return self.state.table.target(name, number)
+            return self.state.table.target(model or "", version)
         except GatewayError as error:
             return error
 
-    def _begin(self, target: Target | GatewayError) -> None:
+    def _refuse_head(self) -> None:
+        self.state.flush()
+        body = error_body(RequestError("the head of the request is too large"))
+        self.transport.write(response_head(431, len(body)) + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def _begin(self, path: bytes) -> None:
         existing = self.cycle
-        inference = Inference(self, target)
+        inference = Inference(self, path, self.target_for(path))
         self.cycle = cast("RequestResponseCycle", inference)
         if existing is None or existing.response_complete:
             inference.has_turn = True
@@ -127,6 +150,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def body_read_directly(self) -> None:
         """The rest of a large body has been read past the parser, which therefore starts anew."""
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
 
     # Answering
 
@@ -209,6 +233,8 @@ class InferenceProtocol(HttpToolsProtocol):
             left = self.timeout_keep_alive
         if left > 0:
             self._watch(min(left, self.timeout_keep_alive))
+        elif self.flow.write_paused:
+            self.transport.abort()  # it will not read what closing would wait for
         else:
             self.transport.close()
 
@@ -230,6 +256,7 @@ class InferenceProtocol(HttpToolsProtocol):
                 inference.abandon()
         self.pipeline.clear()
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment] # as uvicorn begins; it and its request hold each other
 
 
 class BodyReader(asyncio.BufferedProtocol):
@@ -267,6 +294,15 @@ class BodyReader(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
         self._connection.connection_lost(exc)
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """A request's head without its offer to change the protocol, which may be ignored (RFC 9110, 7.8).
+
+    Java's client and curl --http2 make that offer; the parser would take the body for the new protocol's.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"", head) + end + rest
 
 
 def swap_protocol(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:

@@ -41,6 +41,7 @@ log = logging.getLogger("gateway.worker")
 
 ASK_SECONDS = {"load": 600.0, "unload": 60.0}
 ASK_DEFAULT_SECONDS = 10.0
+RECONNECT_SECONDS = 0.5
 
 
 class Worker:
@@ -51,6 +52,11 @@ class Worker:
         self._stream = stream
         self._start = start
         self._channels: dict[str, Channel] = {}
+        self._routes: Routes | None = None
+        self._applying = asyncio.Lock()
+        self._again: asyncio.Task[None] | None = None
+        self.routed = asyncio.Event()
+        """Set when the first routes are in force: before that every model would be unknown."""
         self._tickets = itertools.count(1)
         self._asked: dict[int, asyncio.Future[bytes]] = {}
 
@@ -70,7 +76,10 @@ class Worker:
         """Act on what the supervisor says until it is gone; then stop the server."""
         while (message := await self._stream.receive()) is not None:
             if isinstance(message, Routes):
+                self._routes = message
                 await self._apply(message)
+                self._stream.send(Applied(epoch=message.epoch))
+                self.routed.set()
             elif isinstance(message, Collect):
                 self._count_pending()
                 self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
@@ -86,6 +95,10 @@ class Worker:
 
     async def _apply(self, routes: Routes) -> None:
         """Connect to new instances, replace the table, and let go of instances that are in it no more."""
+        async with self._applying:
+            await self._apply_locked(routes)
+
+    async def _apply_locked(self, routes: Routes) -> None:
         wanted = {address.instance: (address, route) for route in routes.versions for address in route.instances}
         await asyncio.gather(*(self._connect(*wanted[name]) for name in wanted.keys() - self._channels.keys()))
         targets = []
@@ -95,7 +108,6 @@ class Worker:
                 counters = self.state.counters.of(route.model, str(route.version), route.framework)
                 targets.append(Target(route, channels, counters))
         self.state.table = RoutingTable(routes.versions, targets, routes.settled)
-        self._stream.send(Applied(epoch=routes.epoch))
         for name in self._channels.keys() - wanted.keys():
             self._channels.pop(name).close_when_idle()
 
@@ -106,16 +118,32 @@ class Worker:
             )
         except OSError as error:
             log.warning("instance %s cannot be reached: %s", address.instance, error.strerror)
+            self._try_again()
             return
         counters = self.state.counters.of(route.model, str(route.version), route.framework)
         channel.on_execution = counters.executed
         self._channels[address.instance] = channel
 
     def _lost(self, channel: Channel) -> None:
-        """An instance is gone: nobody is sent there any more. The supervisor notices by itself."""
+        """A line to an instance is cut: nothing is sent there until it is there again, or another in its place."""
         if self._channels.get(channel.instance) is channel:
             del self._channels[channel.instance]
         self.state.table.drop(channel)
+        self._try_again()
+
+    def _try_again(self) -> None:
+        """If the instance died, new routes come soon; if only the line to it was cut, connect anew."""
+        if self._again is None or self._again.done():
+            self._again = asyncio.get_running_loop().create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        await asyncio.sleep(RECONNECT_SECONDS)
+        routes = self._routes
+        if routes is not None and any(
+            address.instance not in self._channels for route in routes.versions for address in route.instances
+        ):
+            self._again = None
+            await self._apply(routes)
 
     def _count_pending(self) -> None:
         for target in self.state.table.targets:
@@ -162,6 +190,9 @@ async def serve(control: socket.socket) -> None:
     )
     server = _Server(config, on_listening=lambda: stream.send(Hello(pid=os.getpid())))
     listening = asyncio.create_task(worker.listen(server))
+    routed = asyncio.create_task(worker.routed.wait())
+    await asyncio.wait([listening, routed], return_when=asyncio.FIRST_COMPLETED)
+    routed.cancel()
     # What is alive now stays; what requests leave behind is freed by its reference counts. Collecting less often gives
     # 4 to 8 % of throughput at 32 and more connections.
     gc.collect()
@@ -176,7 +207,8 @@ def main() -> None:
     control_fd, parent, index = (int(argument) for argument in sys.argv[1:4])
     die_with_parent(parent)
     setproctitle(f"gateway: http worker {index}")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # these reach the whole group; the supervisor decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(socket.socket(fileno=control_fd)))

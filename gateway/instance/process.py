@@ -2,7 +2,6 @@
 
 import functools
 import os
-import signal
 import socket
 import time
 import traceback
@@ -22,7 +21,6 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket) -> int:
     """Run one instance until the supervisor stops it; the process's exit code."""
     started = time.perf_counter()
     setproctitle(f"gateway: instance {spawn.model}/{spawn.version} #{spawn.index} {spawn.device}")
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["CUDA_VISIBLE_DEVICES"] = spawn.visible_gpu  # before the first CUDA call of this process
     try:
         model = backend.load(Path(spawn.artifact), spawn.config, "cpu" if spawn.device == "cpu" else "cuda:0")

@@ -117,8 +117,8 @@ def main() -> None:
     """Entry point: `python -m gateway.instance.runner FRAMEWORK CONTROL_FD SUPERVISOR_PID`."""
     framework, control_fd, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # these reach the whole group; the supervisor decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     setproctitle(f"gateway: runner {framework}")
     started = time.perf_counter()
     with quiet_unless_it_fails():

@@ -23,6 +23,7 @@ class Regions:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.used = 0
         self._starts: list[int] = []
         self._ends: dict[int, int] = {}
 
@@ -41,11 +42,12 @@ class Regions:
             return None
         bisect.insort(self._starts, at)
         self._ends[at] = at + size
+        self.used += size
         return at
 
     def free(self, offset: int) -> None:
         """Give back the region at `offset`; KeyError if none is there."""
-        del self._ends[offset]
+        self.used -= self._ends.pop(offset) - offset
         del self._starts[bisect.bisect_left(self._starts, offset)]
 
     @staticmethod

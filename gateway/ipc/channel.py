@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -85,7 +84,6 @@ class Channel(asyncio.Protocol):
         self._next_id = 0
         self._out: list[Buffer] = []
         self._transport: asyncio.Transport
-        self._waiters: deque[Callable[[], None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
         self._draining = False
@@ -128,7 +126,6 @@ class Channel(asyncio.Protocol):
         calls, self.pending = self.pending, {}
         for call in calls.values():
             self._tell(call, Reply(error, None, (), 0.0, 0.0, 0, now))
-        self._wake()
         self._close_arenas()
 
     def close(self) -> None:
@@ -142,22 +139,25 @@ class Channel(asyncio.Protocol):
             self.close()
 
     def reserve(self, size: int, lead: int = 0) -> int | None:
-        """A region of the request arena whose byte `lead` is aligned, or None while the arena is full."""
+        """A region of the request arena whose byte `lead` is aligned, or None while half of the arena is taken.
+
+        Bodies may take long to arrive; the other half is for tensors that are there (`place`).
+        """
+        if self.arena.regions.used + size > self.arena.regions.capacity // 2:
+            return None
+        return self._allocate(size, lead)
+
+    def _allocate(self, size: int, lead: int = 0) -> int | None:
         if self._trimmer:
             self._trimmer.cancel()
             self._trimmer = None
         return self.arena.regions.allocate(size, lead)
-
-    def when_freed(self, callback: Callable[[], None]) -> None:
-        """Call back once, when a region was freed or the channel closed."""
-        self._waiters.append(callback)
 
     def unreserve(self, region: int) -> None:
         """Give back a region that no call took over."""
         if self.closed:
             return
         self.arena.regions.free(region)
-        self._wake()
         if not self.arena.regions and not self._trimmer:
             self._trimmer = self._loop.call_later(TRIM_SECONDS, self._trim)
 
@@ -165,7 +165,7 @@ class Channel(asyncio.Protocol):
         """Copy a large tensor into the arena: its offset as bytes, its region appended; None: send it inline."""
         if len(raw) <= THRESHOLD:
             return None
-        region = self.reserve(len(raw))
+        region = self._allocate(len(raw))
         if region is None:
             return None
         regions.append(region)
@@ -269,10 +269,6 @@ class Channel(asyncio.Protocol):
         for request_id, call in late:
             self.cancel(request_id)
             self._tell(call, Reply(error, None, (), 0.0, 0.0, 0, now))
-
-    def _wake(self) -> None:
-        for _ in range(len(self._waiters)):
-            self._loop.call_soon(self._waiters.popleft())
 
     def _trim(self) -> None:
         self._trimmer = None

@@ -155,7 +155,6 @@ class LocalNode:
         path = str(self._directory / f"{number}.sock")
         instance = Instance(artifact, name, index, device, path, loop.create_future(), loop.create_future())
         instance.ready.add_done_callback(_look_at)
-        ours, theirs = socket.socketpair()
         spawn = Spawn(
             instance=name,
             model=artifact.model,
@@ -168,9 +167,13 @@ class LocalNode:
             visible_gpu=device.visible,
             socket_path=path,
         )
+        packed = pack(spawn)
+        if len(packed) > MAX_DATAGRAM:
+            raise LoadFailed(f"model.yaml is too large: {len(packed)} bytes where {MAX_DATAGRAM} are the most")
+        ours, theirs = socket.socketpair()
         with theirs:
             try:
-                socket.send_fds(runner.socket, [pack(spawn)], [theirs.fileno()])
+                socket.send_fds(runner.socket, [packed], [theirs.fileno()])
             except OSError as error:
                 ours.close()
                 raise LoadFailed(f"the {artifact.framework} runner is not there: {error.strerror}") from None
