@@ -322,12 +322,15 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Call
     """A context manager: a gateway of one's own over these test models, stopped at the end if it still runs."""
 
     @contextlib.contextmanager
-    def start(models: Sequence[str], *options: str, port: int = 0) -> Iterator[Gateway]:
+    def start(
+        models: Sequence[str], *options: str, port: int = 0, prepare: Callable[[Path], None] = lambda _: None
+    ) -> Iterator[Gateway]:
         directory = tmp_path_factory.mktemp("gateway")
         store = directory / "store"
         store.mkdir()
         for name in models:
             (store / name).symlink_to(built / name if (built / name).is_dir() else SHIPPED / name)
+        prepare(store)
         gateway = Gateway(store, directory / "log", *options, port=port)
         try:
             yield gateway
