@@ -8,7 +8,7 @@ import orjson
 from gateway.errors import ModelNotFound, ModelNotReady, RequestError, VersionNotFound
 from gateway.ipc.channel import Channel
 from gateway.ipc.messages import VersionRoute
-from gateway.metrics import VersionCounters
+from gateway.metrics import Timings, VersionCounters
 from gateway.tensors import Signature, TensorSpec
 
 MAX_VERSION = (1 << 63) - 1
@@ -17,13 +17,20 @@ MAX_VERSION = (1 << 63) - 1
 class Target:
     """One ready model version, with everything that answering a request for it needs looked up beforehand."""
 
-    def __init__(self, route: VersionRoute, channels: list[Channel], counters: VersionCounters) -> None:
+    def __init__(
+        self,
+        route: VersionRoute,
+        channels: list[Channel],
+        counters: VersionCounters,
+        timings: Timings | None = None,
+    ) -> None:
         assert route.ready is not None
         self.route = route
         self.model = route.model
         self.version = str(route.version)
         self.channels = channels
         self.counters = counters
+        self.timings = timings or Timings(counters)
         self.signatures = route.ready.signatures
         self.default_signature = route.ready.default_signature
         self.response_start = orjson.dumps({"model_name": self.model, "model_version": self.version})[:-1]

@@ -12,7 +12,7 @@ from gateway.exposition import GatewayCollector, InstanceMemory, exposition, mea
 from gateway.lifecycle.manager import Version
 from gateway.lifecycle.placement import CPU
 from gateway.lifecycle.state import State
-from gateway.metrics import DURATION_BOUNDS, VersionCounters
+from gateway.metrics import DURATION_BOUNDS, Timings, VersionCounters
 from gateway.nodes.node import Instance
 from gateway.store.manifest import ModelConfig
 from gateway.store.source import Artifact
@@ -29,13 +29,15 @@ def version_of(model: str = LABELS["model"], state: State = State.READY) -> Vers
 
 def counters() -> VersionCounters:
     made = VersionCounters(LABELS["model"], "1", "pytorch", pending=4)
+    timings = Timings(made)
     for seconds in (0.00005, 0.002, 0.002, 0.3, 99.0):
-        made.observe(seconds, (seconds, 0.0, 0.1, 0.0, 0.0))
+        timings.add((seconds, seconds, 0.0, 0.1, 0.0, 0.0))
         made.executed(seconds, 2)
     made.count(200, "oip")
     made.count(200, "oip")
     made.count(429, "oip")
     made.drop("queue_full")
+    timings.fold()
     return made
 
 

@@ -7,10 +7,12 @@ from gateway import errors
 from gateway.metrics import (
     BATCH_BOUNDS,
     DURATION_BOUNDS,
+    FOLD_AT,
     STAGE_BOUNDS,
     STAGES,
     Counters,
     Histogram,
+    Timings,
     VersionCounters,
     pack,
     summed,
@@ -23,11 +25,13 @@ seconds = st.floats(0, 100)
 
 def counters_of(durations: list[float], model: str = "m") -> VersionCounters:
     made = VersionCounters(model, "1", "pytorch")
+    timings = Timings(made)
     for duration in durations:
-        made.observe(duration, (duration, 0.0, duration / 2, 1e9, duration))
+        timings.add((duration, duration, 0.0, duration / 2, 1e9, duration))
         made.executed(duration, 3)
         made.count(200, "oip")
         made.drop("disconnected")
+    timings.fold()
     return made
 
 
@@ -98,3 +102,19 @@ def test_bounds_ascend() -> None:
     for bounds in (DURATION_BOUNDS, STAGE_BOUNDS, BATCH_BOUNDS):
         assert list(bounds) == sorted(set(bounds))
         assert len(Histogram.over(bounds).counts) == len(bounds) + 1
+
+
+def test_times_are_kept_until_somebody_asks_or_there_are_many() -> None:
+    counters = Counters()
+    version = counters.of("m", "1", "pytorch")
+    timings = counters.timings_of(version)
+    assert counters.timings_of(version) is timings
+    for _ in range(FOLD_AT - 1):
+        timings.add((0.002, 0.001, 0.0, 0.001, 0.0, 0.0))
+    assert sum(version.duration.counts) == 0
+    timings.add((0.002, 0.001, 0.0, 0.001, 0.0, 0.0))
+    assert sum(version.duration.counts) == FOLD_AT
+    timings.add((0.002, 0.001, 0.0, 0.001, 0.0, 0.0))
+    (packed,) = unpack(counters.packed())
+    assert sum(packed.duration.counts) == FOLD_AT + 1
+    assert abs(packed.duration.total - 0.002 * (FOLD_AT + 1)) < 1e-9

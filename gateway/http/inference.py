@@ -227,15 +227,15 @@ class Inference:
         self._answer(text, binary)
         now = time.perf_counter()
         between = reply.received - self._sent - reply.queue_seconds - reply.compute_seconds
-        target.counters.observe(
-            now - self.started,
+        target.timings.add(
             (
+                now - self.started,
                 self._decode_seconds,
                 reply.queue_seconds,
                 reply.compute_seconds,
-                max(0.0, between),
+                between if between > 0.0 else 0.0,  # noqa: FURB136 - max() costs three times as much
                 now - reply.received,
-            ),
+            )
         )
 
     def _answer(self, text: bytes, binary: list[Buffer]) -> None:

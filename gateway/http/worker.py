@@ -106,7 +106,7 @@ class Worker:
             channels = [self._channels[a.instance] for a in route.instances if a.instance in self._channels]
             if route.ready is not None and route.state == "READY":
                 counters = self.state.counters.of(route.model, str(route.version), route.framework)
-                targets.append(Target(route, channels, counters))
+                targets.append(Target(route, channels, counters, self.state.counters.timings_of(counters)))
         self.state.table = RoutingTable(routes.versions, targets, routes.settled)
         for name in self._channels.keys() - wanted.keys():
             self._channels.pop(name).close_when_idle()
