@@ -11,8 +11,6 @@ from gateway.ipc.messages import VersionRoute
 from gateway.metrics import Timings, VersionCounters
 from gateway.tensors import Signature, TensorSpec
 
-MAX_VERSION = (1 << 63) - 1
-
 
 class Target:
     """One ready model version, with everything that answering a request for it needs looked up beforehand."""
