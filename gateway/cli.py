@@ -45,7 +45,19 @@ def serve(
         float | None, typer.Option(help="Seconds a model may take to load.  [default: 120]")
     ] = None,
     keep_alive_seconds: Annotated[int | None, typer.Option(help="Idle connections are closed.  [default: 5]")] = None,
-    drain_seconds: Annotated[int | None, typer.Option(help="For requests under way at the end.  [default: 30]")] = None,
+    drain_timeout: Annotated[
+        float | None, typer.Option(help="Seconds for requests under way at the end.  [default: 30]")
+    ] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Memory of all models, such as 8GB.  [default: 80 % of what is free]")
+    ] = None,
+    gpu_memory_budget: Annotated[str | None, typer.Option(help="The same for each GPU.")] = None,
+    sandbox: Annotated[str | None, typer.Option(help="auto, require or off.  [default: auto]")] = None,
+    watch: Annotated[str | None, typer.Option(help="The model store: auto, poll or off.  [default: auto]")] = None,
+    settle_seconds: Annotated[
+        float | None, typer.Option(help="New files must be left alone so long.  [default: 1]")
+    ] = None,
+    state_directory: Annotated[Path | None, typer.Option(help="Where measured footprints are kept.")] = None,
 ) -> None:
     """Serve every model in the model store.
 

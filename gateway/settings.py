@@ -3,18 +3,28 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from gateway.errors import ConfigError
+from gateway.sizes import parse_size
 
 CONFIG_FILE = "gateway.yaml"
 # Kubernetes sets these in every pod beside a Service called "gateway"; they are not meant for us.
 _SERVICE_LINK = re.compile(r"GATEWAY_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+"""Bytes, written as 512MB or 8GiB."""
+
+
+def _state_directory() -> Path:
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "model-serving-gateway"
 
 
 class Settings(BaseSettings):
@@ -32,8 +42,20 @@ class Settings(BaseSettings):
     load_timeout: Annotated[float, Field(gt=0, le=3600)] = 120.0
     """Seconds a model may take to load before it is FAILED."""
     keep_alive_seconds: Annotated[int, Field(ge=1)] = 5
-    drain_seconds: Annotated[int, Field(ge=0)] = 30
+    drain_timeout: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Seconds that requests under way are given when the server stops."""
+    memory_budget: Size | None = None
+    """What all instances together may have in private memory; None: 80 % of what is free at start."""
+    gpu_memory_budget: Size | None = None
+    """The same for each GPU."""
+    sandbox: Literal["auto", "require", "off"] = "auto"
+    """Whether instances are sandboxed: as far as the kernel can, or not at all where it cannot do all, or never."""
+    watch: Literal["auto", "poll", "off"] = "auto"
+    """How changes of the model store are noticed; `poll` is for network file systems."""
+    settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    """A version's files must have been left alone for so long before they are loaded."""
+    state_directory: Path = Field(default_factory=_state_directory)
+    """Where measured footprints are kept across restarts."""
 
     @classmethod
     def settings_customise_sources(

@@ -124,7 +124,7 @@ class Supervisor:
         await self.manager.close()
         for worker in self._workers.values():
             worker.stream.close()
-        grace = self.settings.drain_seconds + 2
+        grace = self.settings.drain_timeout + 2
         loop = asyncio.get_running_loop()
         waits = [loop.run_in_executor(None, self._wait, worker, grace) for worker in self._workers.values()]
         await asyncio.gather(*waits)
@@ -177,7 +177,7 @@ class Supervisor:
                 max_body_bytes=settings.max_body_bytes,
                 request_timeout=settings.request_timeout,
                 keep_alive_seconds=settings.keep_alive_seconds,
-                drain_seconds=settings.drain_seconds,
+                drain_timeout=settings.drain_timeout,
             )
         )
         self._workers[worker.index] = worker
@@ -190,7 +190,7 @@ class Supervisor:
             elif isinstance(message, Counts):
                 worker.counts = metrics.unpack(message.packed)
                 self._counted(worker, message.ticket)
-            else:
+            elif isinstance(message, Ask):
                 self._task(self._answer(worker, message))
             async with self._changed:
                 self._changed.notify_all()

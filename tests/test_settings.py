@@ -47,7 +47,7 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         "request_timeout": 1.5,
         "load_timeout": 2.5,
         "keep_alive_seconds": 9,
-        "drain_seconds": 0,
+        "drain_timeout": 0,
     }
     assert set(values) == set(Settings.model_fields)
     assert read_settings(**values).model_dump() == values
@@ -70,7 +70,7 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         ("request_timeout: 0", "'request_timeout'"),
         ("max_body_bytes: 0", "'max_body_bytes'"),
         ("keep_alive_seconds: 0", "'keep_alive_seconds'"),
-        ("drain_seconds: -1", "'drain_seconds'"),
+        ("drain_timeout: -1", "'drain_timeout'"),
         ("model_store: nowhere", "'model_store'"),
         ("port: [1", "gateway.yaml"),
         ("- port", "gateway.yaml"),

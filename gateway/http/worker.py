@@ -5,6 +5,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -185,7 +186,7 @@ async def serve(control: socket.socket) -> None:
         access_log=False,
         log_level="warning",
         timeout_keep_alive=start.keep_alive_seconds,
-        timeout_graceful_shutdown=start.drain_seconds,
+        timeout_graceful_shutdown=math.ceil(start.drain_timeout),
         backlog=2048,
     )
     server = _Server(config, on_listening=lambda: stream.send(Hello(pid=os.getpid())))

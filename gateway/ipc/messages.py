@@ -18,7 +18,8 @@ class Message(msgspec.Struct, tag=True, kw_only=True):
     """Base of all messages: a tagged msgpack map."""
 
 
-# supervisor → runner (one message per datagram; Spawn carries the instance's control socket)
+# supervisor → runner (one message per datagram; Spawn carries two descriptors: the instance's control socket, and the
+# pipe that becomes its stdout and stderr)
 class Spawn(Message):
     """Fork an instance."""
 
@@ -33,6 +34,14 @@ class Spawn(Message):
     visible_gpu: str
     """What CUDA_VISIBLE_DEVICES becomes; empty hides every GPU."""
     socket_path: str
+    directory: str = ""
+    """The version's directory, the only one of the store that the instance may read."""
+    scratch: str = ""
+    """The instance's private temporary folder, the only one that it may write."""
+    sandbox: str = "off"
+    """auto | require | off"""
+    memory_limit: int = 0
+    """Bytes of private memory that the instance may take; 0: as much as there is."""
 
 
 class Kill(Message):
@@ -74,12 +83,16 @@ class Ready(Message):
     batching: Batching
     notes: list[str]
     load_seconds: float
+    sandbox: str = ""
+    """What protects the rest from the model, and what the kernel lacks for it: one sentence."""
 
 
 class Failed(Message):
     """The model cannot be served."""
 
     reason: str
+    code: str = "load_failed"
+    """Of a class in gateway.errors."""
 
 
 class Stop(Message):
@@ -94,7 +107,7 @@ class Start(Message):
     max_body_bytes: int
     request_timeout: float
     keep_alive_seconds: int
-    drain_seconds: int
+    drain_timeout: float
 
 
 class InstanceAddress(msgspec.Struct, frozen=True):
@@ -117,6 +130,9 @@ class VersionRoute(msgspec.Struct, frozen=True):
     config: ModelConfig
     ready: Ready | None = None
     instances: list[InstanceAddress] = []
+    labels: list[str] = []
+    refusal: str = ""
+    """Code of the error (gateway.errors) that a request for it gets while it is FAILED; empty: not_ready."""
 
 
 class Routes(Message):
@@ -125,7 +141,33 @@ class Routes(Message):
     epoch: int
     versions: list[VersionRoute]
     settled: bool
-    """Whether every wanted version has become READY or FAILED once."""
+    """Whether every wanted version has become READY, COLD or FAILED once."""
+    stopping: bool = False
+    """Whether the server is about to end: it is not ready any more."""
+
+
+class Died(Message):
+    """An instance ended by itself; sent before the routes without it.
+
+    `error_code` is `instance_died` if the requests it had may be tried elsewhere; else those that it was computing get
+    this error (deadline: it took longer than execution_timeout; out_of_memory: it took more than memory_limit).
+    """
+
+    instance: str
+    error_code: str
+    reason: str
+
+
+class Condemned(Message):
+    """Requests of this digest have killed two instances and are refused for a while (both directions)."""
+
+    digest: bytes
+
+
+class AskUsage(Message):
+    """Tell when each version was last used."""
+
+    ticket: int
 
 
 class Collect(Message):
@@ -162,20 +204,29 @@ class Counts(Message):
     packed: bytes
 
 
+class Usage(Message):
+    """Answer to AskUsage: [model, version, monotonic time of its last request, requests under way or waiting]."""
+
+    ticket: int
+    versions: list[tuple[str, int, float, int]]
+
+
 class Ask(Message):
     """Worker → supervisor: a question that only the supervisor can answer."""
 
     ticket: int
     what: str
-    """metrics | counters | load | unload"""
+    """metrics | counters | load | unload | wake (load a COLD version because there is a request for it)"""
     model: str = ""
+    version: int = 0
+    """For wake."""
 
 
 ToRunner = Spawn | Kill
 FromRunner = RunnerReady | Exited
 FromInstance = Ready | Failed
-ToWorker = Start | Routes | Collect | Answer
-FromWorker = Hello | Applied | Counts | Ask
+ToWorker = Start | Routes | Collect | Answer | Died | Condemned | AskUsage
+FromWorker = Hello | Applied | Counts | Ask | Condemned | Usage
 
 _encode = msgspec.msgpack.Encoder().encode
 T = TypeVar("T")

@@ -25,6 +25,8 @@ class Instance:
     """Its exit code, negative for a signal."""
     pid: int = 0
     """Of its process; 0 until it is ready."""
+    verdict: tuple[str, str] | None = None
+    """(error code, sentence): why the gateway itself ended it, if that is what its requests should hear."""
 
     @property
     def framework(self) -> str:

@@ -1,11 +1,13 @@
 """model.yaml: what a user may say of a model, all of it optional."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from gateway.errors import ConfigError
+from gateway.sizes import parse_size
 from gateway.tensors import DTYPES, TensorSpec
 
 Platform = Literal["pytorch_torchscript", "tensorflow_savedmodel"]
@@ -13,6 +15,8 @@ FRAMEWORKS: dict[str, str] = {"pytorch_torchscript": "pytorch", "tensorflow_save
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,62}")
 
 
 class TensorConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -42,6 +46,13 @@ class Warmup(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     batch_sizes: list[PositiveInt] = []
 
 
+class VersionPolicy(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Which versions are served: the `latest` so many, or those listed; exactly one of the two is given."""
+
+    latest: PositiveInt | None = None
+    specific: Annotated[list[NaturalInt], msgspec.Meta(min_length=1)] | None = None
+
+
 class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The whole of model.yaml; see docs/model-yaml.md."""
 
@@ -51,10 +62,28 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     max_batch_size: PositiveInt | Literal["auto"] = "auto"
     max_queue_delay_microseconds: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
     max_queue_size: PositiveInt = 1024
+    """In rows."""
+    max_queue_bytes: int | str = "256MiB"
     instance_group: InstanceGroup | list[InstanceGroup] = InstanceGroup()
     threads: PositiveInt | Literal["auto"] = "auto"
     stateful: bool = False
     warmup: Warmup = Warmup()
+    version_policy: Literal["latest", "all"] | VersionPolicy = "latest"
+    version_labels: dict[str, NaturalInt] = {}
+    pinned: bool = False
+    idle_ttl: PositiveSeconds | None = None
+    execution_timeout: PositiveSeconds = 60.0
+    memory_limit: int | str | None = None
+
+    @property
+    def queue_bytes(self) -> int:
+        """max_queue_bytes as a number."""
+        return parse_size(self.max_queue_bytes)
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """memory_limit as a number; 0 for none."""
+        return parse_size(self.memory_limit or 0)
 
     @property
     def groups(self) -> list[InstanceGroup]:
@@ -78,9 +107,24 @@ def parse(text: str | bytes) -> ModelConfig:
     for key, tensors in (("inputs", config.inputs), ("outputs", config.outputs)):
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise ConfigError(f"model.yaml: a name stands twice in {key}")
+    _check_versions(config)
+    for size in (config.max_queue_bytes, config.memory_limit):
+        try:
+            parse_size(size or 0)
+        except ValueError as error:
+            raise ConfigError(f"model.yaml: {error}") from None
     if not config.groups:
         raise ConfigError("model.yaml: instance_group is empty; leave it out for one instance")
     return config
+
+
+def _check_versions(config: ModelConfig) -> None:
+    policy = config.version_policy
+    if isinstance(policy, VersionPolicy) and (policy.latest is None) == (policy.specific is None):
+        raise ConfigError("model.yaml: version_policy takes 'latest: NUMBER' or 'specific: [VERSION, ...]'")
+    for label in config.version_labels:
+        if not LABEL.fullmatch(label):
+            raise ConfigError(f"model.yaml: {label!r} is no version label: a letter, then letters, digits, '_' and '-'")
 
 
 def read(directory: Path) -> ModelConfig:

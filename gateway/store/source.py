@@ -22,6 +22,10 @@ class Artifact:
     path: Path
     config: ModelConfig
     problem: str = ""
+    directory: Path = Path()
+    """The version's directory."""
+    stamp: int = 0
+    """A fingerprint of names, sizes and times of everything in the directory and of model.yaml."""
 
     @property
     def framework(self) -> str:
