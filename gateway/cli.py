@@ -70,7 +70,8 @@ def serve(
     from gateway.errors import ConfigError  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
     from gateway.startup import show_models  # noqa: PLC0415
-    from gateway.supervisor import listening_socket, supervise  # noqa: PLC0415
+    from gateway.supervisor import supervise  # noqa: PLC0415
+    from gateway.workers import listening_socket  # noqa: PLC0415
 
     console = Console()
     console.width = max(console.width, 120)  # a table cut off at 80 columns hides what it is for
@@ -89,7 +90,9 @@ def serve(
             settings,
             sock,
             on_settled=lambda version: console.print(f"  {version.title}: {version.state.value}", highlight=False),
-            on_started=lambda manager: show_models(console, list(manager.versions.values()), url),
+            on_started=lambda manager: show_models(
+                console, list(manager.versions.values()), manager.residency.account, url
+            ),
         )
     )
     raise typer.Exit(code)

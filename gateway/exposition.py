@@ -1,70 +1,19 @@
 """The gateway's state in Prometheus' words: counters of all workers, memory measured at the time of asking."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.lifecycle.manager import Version
+from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
+from gateway.lifecycle.version import Version
 from gateway.metrics import BATCH_BOUNDS, DURATION_BOUNDS, STAGE_BOUNDS, STAGES, Histogram, VersionCounters
+from gateway.nodes.node import Footprint, Instance
 
 _VERSION = ["model", "version", "framework"]
-
-
-@dataclass(frozen=True)
-class InstanceMemory:
-    """Memory of one instance in bytes."""
-
-    model: str
-    version: str
-    framework: str
-    instance: str
-    device: str
-    private: int
-    pss: int
-
-
-def read_memory(pid: int) -> tuple[int, int]:
-    """(private, proportional) bytes of a process; OSError if it is gone.
-
-    Private is what only this process has and only memory can hold (the kernel's Private_Dirty): what comes back
-    when the process ends. Clean pages of libraries are cache, whether one process maps them or ten.
-    """
-    fields: dict[str, int] = {}
-    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:  # noqa: PTH123 - a kernel file, line by line
-        next(lines)
-        for line in lines:
-            name, value, *_ = line.split()
-            fields[name] = int(value) * 1024
-    return fields["Private_Dirty:"], fields["Pss:"]
-
-
-def measure(versions: Iterable[Version]) -> list[InstanceMemory]:
-    """The memory of every running instance."""
-    measured = []
-    for version in versions:
-        artifact = version.artifact
-        for instance in version.instances:
-            try:
-                private, pss = read_memory(instance.pid)
-            except OSError:
-                continue  # it ended just now
-            measured.append(
-                InstanceMemory(
-                    artifact.model,
-                    str(artifact.version),
-                    artifact.framework,
-                    str(instance.index),
-                    instance.device.name,
-                    private,
-                    pss,
-                )
-            )
-    return measured
 
 
 def _histogram(
@@ -83,13 +32,18 @@ class GatewayCollector(Collector):
     def __init__(
         self,
         counters: Sequence[VersionCounters],
-        versions: Sequence[Version],
-        memory: Sequence[InstanceMemory],
-        restarts: Iterable[tuple[Version, str, int]],
+        versions: Iterable[Version],
+        memory: Mapping[Instance, Footprint],
+        account: Account,
+        restarts: Mapping[tuple[str, str], int],
     ) -> None:
         self._counters = [(counter, [counter.model, counter.version, counter.framework]) for counter in counters]
-        self._versions = versions
+        self._versions = [
+            (version, [version.artifact.model, str(version.artifact.version), version.artifact.framework])
+            for version in versions
+        ]
         self._memory = memory
+        self._account = account
         self._restarts = restarts
 
     def collect(self) -> Iterable[Metric]:
@@ -97,6 +51,8 @@ class GatewayCollector(Collector):
         yield from self._latencies()
         yield from self._counts()
         yield from self._lifecycle()
+        yield from self._memory_of_instances()
+        yield from self._budgets()
 
     def _latencies(self) -> Iterable[Metric]:
         yield _histogram(
@@ -151,15 +107,6 @@ class GatewayCollector(Collector):
         yield from (requests, dropped, inferences, executions, pending)
 
     def _lifecycle(self) -> Iterable[Metric]:
-        memory = GaugeMetricFamily(
-            "gateway_instance_memory_bytes",
-            "Measured memory of an instance: private to it, and with its share of what is shared (pss).",
-            labels=[*_VERSION, "instance", "device", "kind"],
-        )
-        for each in self._memory:
-            labels = [each.model, each.version, each.framework, each.instance, each.device]
-            memory.add_metric([*labels, "private"], each.private)
-            memory.add_metric([*labels, "pss"], each.pss)
         states = GaugeMetricFamily(
             "gateway_version_state", "1 for the state a version is in.", labels=[*_VERSION, "state"]
         )
@@ -167,22 +114,62 @@ class GatewayCollector(Collector):
         ready = GaugeMetricFamily(
             "gateway_instance_ready_seconds", "From an instance's fork to its being ready.", labels=_VERSION
         )
-        for version in self._versions:
-            artifact = version.artifact
-            labels = [artifact.model, str(artifact.version), artifact.framework]
+        restarts = CounterMetricFamily(
+            "gateway_instance_restarts", "Instances replaced after their end.", labels=[*_VERSION, "reason"]
+        )
+        for version, labels in self._versions:
             for state in State:
                 states.add_metric([*labels, state.value], float(version.state is state))
             if version.load_seconds:
                 load.add_metric(labels, version.load_seconds)
             if version.ready is not None:
                 ready.add_metric(labels, version.ready.load_seconds)
-        restarts = CounterMetricFamily(
-            "gateway_instance_restarts", "Instances replaced after their end.", labels=[*_VERSION, "reason"]
+            for (title, reason), number in sorted(self._restarts.items()):
+                if title == version.title:
+                    restarts.add_metric([*labels, reason], number)
+        yield from (states, load, ready, restarts)
+
+    def _memory_of_instances(self) -> Iterable[Metric]:
+        memory = GaugeMetricFamily(
+            "gateway_instance_memory_bytes",
+            "Measured memory of an instance: private to it, with its share of what is shared (pss), on its GPU (gpu).",
+            labels=[*_VERSION, "instance", "device", "kind", "source"],
         )
-        for version, reason, number in self._restarts:
-            artifact = version.artifact
-            restarts.add_metric([artifact.model, str(artifact.version), artifact.framework, reason], number)
-        yield from (memory, states, load, ready, restarts)
+        for version, labels in self._versions:
+            for instance in version.instances:
+                if (footprint := self._memory.get(instance)) is None:
+                    continue  # it ended just now
+                mine = [*labels, str(instance.index), instance.device.name]
+                memory.add_metric([*mine, "private", "kernel"], footprint.private)
+                memory.add_metric([*mine, "pss", "kernel"], footprint.pss)
+                if footprint.gpu_source:
+                    memory.add_metric([*mine, "gpu", footprint.gpu_source], footprint.gpu)
+        yield memory
+
+    def _budgets(self) -> Iterable[Metric]:
+        budget = GaugeMetricFamily(
+            "gateway_memory_budget_bytes", "What all instances together may take.", labels=["device"]
+        )
+        held = GaugeMetricFamily(
+            "gateway_memory_held_bytes",
+            "What versions in memory count for in the budget.",
+            labels=[*_VERSION, "device"],
+        )
+        evictions = CounterMetricFamily(
+            "gateway_evictions", "Times a version became COLD because others needed its memory.", labels=_VERSION
+        )
+        reclaimed = CounterMetricFamily(
+            "gateway_memory_reclaimed_bytes", "Memory that evicted versions gave back.", labels=["device"]
+        )
+        for device, size in self._account.budgets.items():
+            budget.add_metric([device], size)
+            reclaimed.add_metric([device], self._account.reclaimed[device])
+        for version, labels in self._versions:
+            for device, size in self._account.held.get(version, {}).items():
+                held.add_metric([*labels, device], size)
+            if number := self._account.evictions[version.key]:
+                evictions.add_metric(labels, number)
+        yield from (budget, held, evictions, reclaimed)
 
 
 def exposition(collector: GatewayCollector) -> bytes:

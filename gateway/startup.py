@@ -3,31 +3,31 @@
 import json
 import math
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from gateway.exposition import measure
-from gateway.lifecycle.manager import Version
+from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
+from gateway.lifecycle.version import Version
+from gateway.sizes import format_size
 from gateway.tensors import Signature, TensorSpec
 
 _MAX_ELEMENTS = 100
 
 
-def show_models(console: Console, versions: Sequence[Version], url: str) -> None:
-    """A table of all versions, then a curl line that works when pasted."""
+def show_models(console: Console, versions: Sequence[Version], account: Account, url: str) -> None:
+    """A table of all versions in memory or failed, then a curl line that works when pasted."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("MODEL", "VERSION", "PLATFORM", "DEVICE", "STATE", "LOAD", "PRIVATE", "BATCH"):
         table.add_column(column)
-    private: Counter[tuple[str, str]] = Counter()
-    for each in measure(versions):
-        private[each.model, each.version] += each.private
-    for version in sorted(versions, key=lambda version: version.title):
+    cold = [version for version in versions if version.state is State.COLD]
+    for version in sorted(versions, key=lambda version: version.key):
         artifact, ready = version.artifact, version.ready
-        key = (artifact.model, str(artifact.version))
+        if version in cold:
+            continue
+        private = account.held.get(version, {}).get("cpu", 0)
         table.add_row(
             artifact.model,
             str(artifact.version),
@@ -35,10 +35,16 @@ def show_models(console: Console, versions: Sequence[Version], url: str) -> None
             " ".join(sorted({instance.device.name for instance in version.instances})),
             version.state.value,
             f"{ready.load_seconds * 1000:.0f} ms" if ready else "",
-            f"{private[key] / 1e6:.1f} MB" if ready else "",
+            format_size(private) if ready else "",
             str(ready.batching.max_batch_size) if ready else "",
         )
     console.print(table)
+    if cold:
+        budget = format_size(account.budgets["cpu"])
+        console.print(
+            f"and {len(cold)} COLD, loaded by their first request: all together do not fit into the budget of {budget}",
+            highlight=False,
+        )
     for version in versions:
         if version.state is State.FAILED:
             console.print(f"{version.title} FAILED: {version.reason}", style="red", markup=False, highlight=False)

@@ -1,79 +1,37 @@
 """The control plane: starts the HTTP workers and the manager, keeps both informed, never touches a request."""
 
 import asyncio
-import itertools
 import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 from gateway import metrics
-from gateway.errors import ConfigError, GatewayError, RequestError
-from gateway.exposition import GatewayCollector, exposition, measure
-from gateway.ipc.messages import (
-    Answer,
-    Applied,
-    Ask,
-    Collect,
-    Counts,
-    FromWorker,
-    Hello,
-    MessageStream,
-    Routes,
-    Start,
-)
-from gateway.lifecycle.manager import Manager, Version
-from gateway.metrics import VersionCounters
+from gateway.errors import GatewayError, RequestError
+from gateway.exposition import GatewayCollector, exposition
+from gateway.ipc.messages import Answer, Ask, Routes, Start
+from gateway.lifecycle.keeper import Keeper
+from gateway.lifecycle.manager import Manager
+from gateway.lifecycle.residency import Residency
+from gateway.lifecycle.version import Version
 from gateway.nodes.local import LocalNode
+from gateway.nodes.memory import available_memory
 from gateway.settings import Settings
+from gateway.store.footprints import Footprints
 from gateway.store.source import Inventory, scan
+from gateway.store.watch import changes
+from gateway.workers import Workers
 
 log = logging.getLogger("gateway.supervisor")
 
-COLLECT_SECONDS = 5.0
-APPLY_SECONDS = 10.0
-WORKER_RESTARTS = 5
-"""So many deaths of a worker in a row, each within STEADY_SECONDS of its start, and the gateway gives up."""
-STEADY_SECONDS = 30.0
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """The socket that all workers accept from; ConfigError if the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    sock.listen(2048)
-    return sock
-
-
-class _Worker:
-    """The supervisor's side of one HTTP worker process."""
-
-    def __init__(self, index: int, listen_fd: int) -> None:
-        self.index = index
-        self.stream: MessageStream[FromWorker]
-        self.applied = 0
-        self.said_hello = False
-        self.counts: list[VersionCounters] = []
-        self._ours, theirs = socket.socketpair()
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "gateway.http.worker", str(theirs.fileno()), str(os.getpid()), str(index)],
-            pass_fds=[theirs.fileno(), listen_fd],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-
-    async def open(self) -> None:
-        """Open the line to the worker."""
-        self.stream = await MessageStream.over(self._ours, FromWorker)
+SHARE_OF_FREE = 0.8
+"""Of the memory that is free at the start, so much is the budget if none is set."""
+LOOK_SECONDS = 0.5
+"""How often the memory of the instances is looked at."""
+ONE_WISH_SECONDS = 0.1
+CONDEMNED_SECONDS = 300.0
+"""How long a request that has killed two instances is refused."""
 
 
 class Supervisor:
@@ -81,210 +39,159 @@ class Supervisor:
 
     def __init__(self, settings: Settings, sock: socket.socket, on_settled: Callable[[Version], None]) -> None:
         self.settings = settings
-        self._socket = sock
-        self._on_settled = on_settled
         self._node = LocalNode()
-        self.manager = Manager(self._node, self._look, self._publish, settings.load_timeout)
-        self._workers: dict[int, _Worker] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        start = Start(
+            listen_fd=sock.fileno(),
+            max_body_bytes=settings.max_body_bytes,
+            request_timeout=settings.request_timeout,
+            keep_alive_seconds=settings.keep_alive_seconds,
+            drain_timeout=settings.drain_timeout,
+            condemned_seconds=CONDEMNED_SECONDS,
+        )
+        self.workers = Workers(sock, start, settings.workers, self._answer)
+        keeper = Keeper(
+            self._node, self._publish, self.workers.tell, settings.load_timeout, max(settings.drain_timeout, 1.0)
+        )
+        self.residency = Residency(
+            self._node, self._budgets(), Footprints(settings.state_directory), self.workers.usage
+        )
+        self.manager = Manager(self._node, keeper, self.residency, self._publish, on_settled)
         self._epoch = 0
-        self._changed = asyncio.Condition()
-        self._tickets = itertools.count(1)
-        self._collecting: dict[int, tuple[set[_Worker], asyncio.Event]] = {}
-        self._lost_counts: list[VersionCounters] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ignored: set[str] = set()
         self._stop = asyncio.Event()
+        self._stopping = False
+        self._stopped_at = 0.0
         self.exit_code = 0
 
+    def _budgets(self) -> dict[str, int]:
+        """Bytes that all instances together may have, by device."""
+        budgets = {"cpu": self.settings.memory_budget or int(available_memory() * SHARE_OF_FREE)}
+        for device, free in self._node.free().items():
+            budgets[device] = self.settings.gpu_memory_budget or int(free * SHARE_OF_FREE)
+        return budgets
+
     def stop(self) -> None:
-        """Begin to end."""
+        """Begin to end; the second time, end at once.
+
+        Shells and process managers signal both a process and its group, so what comes twice in a moment is one wish.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._stop.is_set() and now - self._stopped_at < ONE_WISH_SECONDS:
+            return
+        self._stopped_at = now
+        if self._stop.is_set():
+            log.warning("ended at once, without waiting for requests")
+            self._node.kill()
+            self.workers.kill()
+            os._exit(1)
         self._stop.set()
 
     async def start(self) -> None:
-        """Start everything; returns when every worker listens and every model is READY or FAILED."""
-        inventory = self._look()
-        for sentence in inventory.ignored:
-            log.warning("ignored: %s", sentence)
-        aspired = inventory.aspired()
-        for framework in {artifact.framework for artifact in aspired if not artifact.problem}:
+        """Start everything; returns when every worker listens and every model is READY, COLD or FAILED."""
+        self.workers.start()
+        settings = self.settings
+        inventories = changes(settings.model_store, settings.watch, settings.settle_seconds)
+        inventory = await anext(inventories)
+        self._tell_ignored(inventory)
+        for framework in {each.framework for each in inventory.artifacts if each.framework and not each.problem}:
             self._node.warm(framework)
-        for index in range(self.settings.workers):
-            self._task(self._keep_worker(index))
-        await self.manager.serve(aspired, self._on_settled)
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: (
-                    len(self._workers) == self.settings.workers
-                    and all(worker.said_hello for worker in self._workers.values())
-                )
-            )
+        await self.manager.reconcile(inventory)
+        self._task(self._follow_store(inventories))
+        self._task(self._watch_memory())
+        await self.workers.listening()
+
+    async def _follow_store(self, inventories: AsyncIterator[Inventory]) -> None:
+        """Serve what is in the store whenever that changes."""
+        async for inventory in inventories:
+            self._tell_ignored(inventory)
+            self._task(self.manager.reconcile(inventory))
+
+    def _tell_ignored(self, inventory: Inventory) -> None:
+        for sentence in inventory.ignored:
+            if sentence not in self._ignored:
+                log.warning("ignored: %s", sentence)
+        self._ignored = set(inventory.ignored)
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.manager.look_at_memory(self.workers.usage)
 
     async def run(self) -> None:
         """Wait until told to stop, then end everything: first the workers, with their requests, then the models."""
-        await self._stop.wait()
+        given_up = asyncio.create_task(self.workers.given_up.wait())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([given_up, stopped], return_when=asyncio.FIRST_COMPLETED)
+        self.exit_code = 0 if stopped.done() else 1
+        self._stop.set()
+        stopped.cancel()
+        given_up.cancel()
+        self._stopping = True
+        await self._publish()
+        # Instances are replaced until the last request is answered.
+        await self.workers.stop(self.settings.drain_timeout + 2)
         await self.manager.close()
-        for worker in self._workers.values():
-            worker.stream.close()
-        grace = self.settings.drain_timeout + 2
-        loop = asyncio.get_running_loop()
-        waits = [loop.run_in_executor(None, self._wait, worker, grace) for worker in self._workers.values()]
-        await asyncio.gather(*waits)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._node.close()
 
-    @staticmethod
-    def _wait(worker: _Worker, seconds: float) -> None:
-        try:
-            worker.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
-
-    def _look(self) -> Inventory:
-        return scan(self.settings.model_store)
-
     def _task(self, coroutine: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
 
-    # Workers
-
-    async def _keep_worker(self, index: int) -> None:
-        """Run one worker, and another in its place when it dies; after too many in a row stop everything."""
-        loop = asyncio.get_running_loop()
-        deaths = 0
-        while deaths < WORKER_RESTARTS:
-            started = loop.time()
-            worker = _Worker(index, self._socket.fileno())
-            await worker.open()
-            await self._follow_worker(worker)
-            if self._stop.is_set():
-                return
-            code = await loop.run_in_executor(None, worker.process.wait)
-            deaths = 1 if loop.time() - started > STEADY_SECONDS else deaths + 1
-            log.error("HTTP worker %d ended with code %d and is replaced (%d in a row)", index, code, deaths)
-        log.critical("HTTP worker %d does not stay up; stopping", index)
-        self.exit_code = 1
-        self._stop.set()
-
-    async def _follow_worker(self, worker: _Worker) -> None:
-        settings = self.settings
-        worker.stream.send(
-            Start(
-                listen_fd=self._socket.fileno(),
-                max_body_bytes=settings.max_body_bytes,
-                request_timeout=settings.request_timeout,
-                keep_alive_seconds=settings.keep_alive_seconds,
-                drain_timeout=settings.drain_timeout,
-            )
-        )
-        self._workers[worker.index] = worker
-        worker.stream.send(self._routes())
-        while (message := await worker.stream.receive()) is not None:
-            if isinstance(message, Applied):
-                worker.applied = message.epoch
-            elif isinstance(message, Hello):
-                worker.said_hello = True
-            elif isinstance(message, Counts):
-                worker.counts = metrics.unpack(message.packed)
-                self._counted(worker, message.ticket)
-            elif isinstance(message, Ask):
-                self._task(self._answer(worker, message))
-            async with self._changed:
-                self._changed.notify_all()
-        if self._workers.get(worker.index) is worker and not self._stop.is_set():
-            del self._workers[worker.index]
-        self._lost_counts += worker.counts
-        for ticket in list(self._collecting):
-            self._counted(worker, ticket)
-        async with self._changed:
-            self._changed.notify_all()
-
-    def _routes(self) -> Routes:
-        return Routes(epoch=self._epoch, versions=self.manager.routes(), settled=self.manager.settled)
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a task of the supervisor failed", exc_info=error)
 
     async def _publish(self) -> None:
-        """Send the routes to every worker and wait until each routes by them, or is gone."""
-        self._epoch = epoch = self._epoch + 1
-        routes = self._routes()
-        for worker in self._workers.values():
-            worker.stream.send(routes)
-        async with self._changed:
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(
-                        lambda: all(worker.applied >= epoch for worker in self._workers.values() if worker.said_hello)
-                    ),
-                    APPLY_SECONDS,
-                )
-            except TimeoutError:
-                log.warning("a worker did not take routing table %d within %g s", epoch, APPLY_SECONDS)
+        self._epoch += 1
+        await self.workers.publish(
+            Routes(
+                epoch=self._epoch,
+                versions=self.manager.routes(),
+                settled=self.manager.settled,
+                stopping=self._stopping,
+            )
+        )
 
-    # Questions
+    # Questions of the workers
 
-    async def _answer(self, worker: _Worker, ask: Ask) -> None:
+    async def _answer(self, ask: Ask) -> Answer:
         try:
-            text = await self._find_out(ask)
+            return Answer(ticket=ask.ticket, text=await self._find_out(ask))
         except GatewayError as error:
-            answer = Answer(ticket=ask.ticket, text=error.message.encode(), error_code=error.code)
-        else:
-            answer = Answer(ticket=ask.ticket, text=text)
-        worker.stream.send(answer)
+            return Answer(ticket=ask.ticket, text=error.message.encode(), error_code=error.code)
+        except Exception:
+            log.exception("%s failed", ask.what)
+            return Answer(ticket=ask.ticket, text=b"internal error", error_code=GatewayError.code)
 
     async def _find_out(self, ask: Ask) -> bytes:
         if ask.what == "metrics":
             return await self._scrape()
         if ask.what == "counters":
-            return metrics.pack(await self._collect())
+            return metrics.pack(await self.workers.counters())
         if ask.what == "load":
-            await self.manager.load(ask.model)
+            loop = asyncio.get_running_loop()
+            inventory = await loop.run_in_executor(None, scan, self.settings.model_store)
+            await self.manager.load(ask.model, inventory.model(ask.model))
         elif ask.what == "unload":
             await self.manager.unload(ask.model)
+        elif ask.what == "wake":
+            await self.manager.wake(ask.model, ask.version)
         else:
             raise RequestError(f"nobody knows how to answer '{ask.what}'")
         return b""
 
-    async def _collect(self) -> list[VersionCounters]:
-        """What all workers counted, also those that are gone; a worker that does not answer counts as it last did."""
-        ticket = next(self._tickets)
-        asked = set(self._workers.values())
-        done = asyncio.Event()
-        if asked:
-            self._collecting[ticket] = asked.copy(), done
-            for worker in asked:
-                worker.stream.send(Collect(ticket=ticket))
-            try:
-                await asyncio.wait_for(done.wait(), COLLECT_SECONDS)
-            except TimeoutError:
-                log.warning("a worker did not send its counters within %g s", COLLECT_SECONDS)
-            finally:
-                del self._collecting[ticket]
-        self._lost_counts = metrics.summed([self._lost_counts])
-        for lost in self._lost_counts:
-            lost.pending = 0
-        return metrics.summed([self._lost_counts, *(worker.counts for worker in self._workers.values())])
-
-    def _counted(self, worker: _Worker, ticket: int) -> None:
-        if ticket in self._collecting:
-            asked, done = self._collecting[ticket]
-            asked.discard(worker)
-            if not asked:
-                done.set()
-
     async def _scrape(self) -> bytes:
-        counters = await self._collect()
+        counters = await self.workers.counters()
         versions = list(self.manager.versions.values())
-        restarts = [
-            (version, reason, number)
-            for version in versions
-            for (title, reason), number in sorted(self.manager.restarts.items())
-            if title == version.title
-        ]
-        # Reading smaps walks the page tables of every instance: milliseconds, so not in the event loop.
-        memory = await asyncio.get_running_loop().run_in_executor(None, measure, versions)
-        return exposition(GatewayCollector(counters, versions, memory, restarts))
+        memory = await self._node.footprints([each for version in versions for each in version.instances])
+        restarts = self.manager.keeper.restarts
+        return exposition(GatewayCollector(counters, versions, memory, self.residency.account, restarts))
 
 
 async def supervise(

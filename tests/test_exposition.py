@@ -1,5 +1,4 @@
 import asyncio
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,13 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.exposition import GatewayCollector, InstanceMemory, exposition, measure, read_memory
-from gateway.lifecycle.manager import Version
-from gateway.lifecycle.placement import CPU
+from gateway.exposition import GatewayCollector, exposition
+from gateway.lifecycle.placement import Device
+from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
+from gateway.lifecycle.version import Version
 from gateway.metrics import DURATION_BOUNDS, Timings, VersionCounters
-from gateway.nodes.node import Instance
+from gateway.nodes.node import Footprint, Instance
 from gateway.store.manifest import ModelConfig
 from gateway.store.source import Artifact
 
@@ -42,10 +42,22 @@ def counters() -> VersionCounters:
 
 
 def scrape(*counted: VersionCounters) -> dict[str, Metric]:
-    version = version_of()
-    memory = [InstanceMemory(LABELS["model"], "1", "pytorch", "0", "cpu", 100, 300)]
-    collector = GatewayCollector(counted, [version], memory, [(version, "signal 9", 2)])
-    text = exposition(collector).decode()
+    loop = asyncio.new_event_loop()
+    try:
+        version = version_of()
+        cpu, gpu, ended = (
+            Instance(version.artifact, f"i{index}", index, device, "", loop.create_future(), loop.create_future())
+            for index, device in enumerate((Device("cpu"), Device("cuda:0"), Device("cpu")))
+        )
+        version.instances = [cpu, gpu, ended]
+        memory = {cpu: Footprint(100, 300, 100), gpu: Footprint(200, 400, 200, 5000, "nvml")}
+        account = Account({"cpu": 1000, "cuda:0": 9000}, {version: {"cpu": 300, "cuda:0": 5000}})
+        account.evictions[version.key] = 3
+        account.reclaimed["cpu"] = 77
+        collector = GatewayCollector(counted, [version], memory, account, {(version.title, "signal 9"): 2})
+        text = exposition(collector).decode()
+    finally:
+        loop.close()
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
@@ -70,7 +82,27 @@ def test_a_scrape_can_be_read_back() -> None:
     assert value(families, "gateway_model_load_seconds") == 1.5
     assert value(families, "gateway_instance_restarts_total", reason="signal 9") == 2
     for kind, size in (("private", 100), ("pss", 300)):
-        assert value(families, "gateway_instance_memory_bytes", instance="0", device="cpu", kind=kind) == size
+        labels = {"instance": "0", "device": "cpu", "kind": kind, "source": "kernel"}
+        assert value(families, "gateway_instance_memory_bytes", **labels) == size
+    labels = {"instance": "1", "device": "cuda:0", "kind": "gpu", "source": "nvml"}
+    assert value(families, "gateway_instance_memory_bytes", **labels) == 5000
+    assert value(families, "gateway_evictions_total") == 3
+    assert value(families, "gateway_memory_held_bytes", device="cuda:0") == 5000
+
+
+def test_the_budget_of_each_device_is_told() -> None:
+    families = scrape(counters())
+    for name, expected in (
+        ("gateway_memory_budget_bytes", {"cpu": 1000, "cuda:0": 9000}),
+        ("gateway_memory_reclaimed_bytes", {"cpu": 77, "cuda:0": 0}),
+    ):
+        samples = [each for each in families[name].samples if not each.name.endswith("_created")]
+        assert {each.labels["device"]: each.value for each in samples} == expected
+
+
+def test_an_instance_that_ended_is_left_out() -> None:
+    samples = scrape(counters())["gateway_instance_memory_bytes"].samples
+    assert {sample.labels["instance"] for sample in samples} == {"0", "1"}
 
 
 def test_a_version_is_in_exactly_one_state() -> None:
@@ -116,25 +148,10 @@ def test_buckets_hold_what_was_observed() -> None:
 
 
 def test_an_empty_gateway_can_be_scraped() -> None:
-    assert isinstance(exposition(GatewayCollector([], [], [], [])), bytes)
+    assert isinstance(exposition(GatewayCollector([], [], {}, Account(), {})), bytes)
 
 
 def test_no_series_stands_twice() -> None:
     families = scrape(counters())
     seen = [(each.name, tuple(sorted(each.labels.items()))) for family in families.values() for each in family.samples]
     assert len(seen) == len(set(seen))
-
-
-def test_the_memory_of_a_process_is_measured() -> None:
-    private, pss = read_memory(os.getpid())
-    assert 0 < private <= pss < 1 << 40
-
-
-async def test_an_instance_that_ended_is_left_out() -> None:
-    version = version_of()
-    loop = asyncio.get_running_loop()
-    for index, pid in enumerate((os.getpid(), 2**22 + 1)):
-        version.instances.append(
-            Instance(version.artifact, f"i{index}", index, CPU, "", loop.create_future(), loop.create_future(), pid)
-        )
-    assert [each.instance for each in measure([version])] == ["0"]

@@ -1,153 +1,15 @@
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
+from stage import PATIENCE, Stage, artifact, ready_of, staged
 
 from gateway.errors import LoadFailed, ModelNotFound
-from gateway.ipc.messages import Batching, Ready, VersionRoute
-from gateway.lifecycle import manager as module
-from gateway.lifecycle.manager import RESTARTS, Manager, Version
+from gateway.lifecycle import keeper as module
+from gateway.lifecycle.keeper import QUICK_DEATHS, STARTS
 from gateway.lifecycle.placement import CPU, Device
 from gateway.lifecycle.state import State
-from gateway.nodes.node import Instance
-from gateway.store.manifest import InstanceGroup, ModelConfig
-from gateway.store.source import Artifact, Inventory
-
-PATIENCE = 5
-
-
-def artifact(name: str = "m", version: int = 1, problem: str = "", **config: Any) -> Artifact:
-    return Artifact(name, version, "pytorch_torchscript", Path("model.pt"), ModelConfig(**config), problem)
-
-
-def ready_of(pid: int) -> Ready:
-    return Ready(
-        pid=pid,
-        platform="pytorch_torchscript",
-        signatures={},
-        default_signature="forward",
-        batching=Batching(1, "off"),
-        notes=[],
-        load_seconds=0.1,
-    )
-
-
-class FakeNode:
-    """A node whose instances do what the test says; what is asked of it lies in `log`."""
-
-    def __init__(self, log: list[str], devices: Sequence[Device]) -> None:
-        self.log = log
-        self.spawned: list[Instance] = []
-        self.on_spawn: Callable[[Instance], None] = self.succeed
-        self.on_stop: Callable[[Instance], None] = lambda instance: self.end(instance, 0)
-        self.before_spawn: Callable[[], Any] | None = None
-        self._devices = devices
-        self._more = asyncio.Condition()
-
-    def devices(self) -> Sequence[Device]:
-        return self._devices
-
-    async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
-        await asyncio.sleep(0)  # as the real one, which waits for its runner
-        if self.before_spawn:
-            self.before_spawn()
-        loop = asyncio.get_running_loop()
-        number = len(self.spawned)
-        name = f"{artifact.model}/{artifact.version}#{index}.{number}"
-        instance = Instance(artifact, name, index, device, "/nowhere", loop.create_future(), loop.create_future())
-        instance.ready.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self.spawned.append(instance)
-        self.log.append(f"spawn {name}")
-        self.on_spawn(instance)
-        async with self._more:
-            self._more.notify_all()
-        return instance
-
-    async def until_spawned(self, count: int) -> None:
-        async with asyncio.timeout(PATIENCE), self._more:
-            await self._more.wait_for(lambda: len(self.spawned) >= count)
-
-    def succeed(self, instance: Instance) -> None:
-        instance.pid = 1000 + len(self.spawned)
-        if not instance.ready.done():
-            instance.ready.set_result(ready_of(instance.pid))
-
-    def fail(self, instance: Instance, reason: str) -> None:
-        instance.ready.set_exception(LoadFailed(reason))
-        self.end(instance, 1)
-
-    def end(self, instance: Instance, code: int) -> None:
-        if not instance.ready.done():
-            instance.ready.set_exception(LoadFailed("its process ended while loading"))
-        if not instance.exited.done():
-            instance.exited.set_result(code)
-
-    def stop(self, instance: Instance, *, kill: bool = False) -> None:
-        if instance.exited.done():
-            return
-        self.log.append(f"{'kill' if kill else 'stop'} {instance.name}")
-        if kill:
-            self.end(instance, -9)
-        else:
-            self.on_stop(instance)
-
-    async def close(self) -> None:
-        pass
-
-    @property
-    def running(self) -> list[str]:
-        return [instance.name for instance in self.spawned if not instance.exited.done()]
-
-
-class Stage:
-    """A manager on a fake node, with everything that happens in one log."""
-
-    def __init__(self, *artifacts: Artifact, devices: Sequence[Device] = (CPU,), timeout: float = PATIENCE) -> None:
-        self.log: list[str] = []
-        self.store = list(artifacts)
-        self.node = FakeNode(self.log, devices)
-        self.manager = Manager(self.node, lambda: Inventory(self.store), self.publish, timeout)
-        self.tables: list[list[VersionRoute]] = []
-        self.settled: list[str] = []
-        self._published = asyncio.Condition()
-
-    async def publish(self) -> None:
-        routes = self.manager.routes()
-        self.tables.append(routes)
-        routed = [instance.instance for route in routes for instance in route.instances]
-        self.log.append(f"publish {' '.join(routed) or 'nothing'}")
-        async with self._published:
-            self._published.notify_all()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a publication after which this holds."""
-        async with asyncio.timeout(PATIENCE), self._published:
-            await self._published.wait_for(condition)
-
-    async def serve(self) -> None:
-        async with asyncio.timeout(PATIENCE):
-            await self.manager.serve(
-                self.store, lambda version: self.settled.append(f"{version.title} {version.state}")
-            )
-
-    def version(self, name: str = "m", number: int = 1) -> Version:
-        return self.manager.versions[name, number]
-
-    def routed(self, name: str = "m") -> list[str]:
-        return [each.instance for route in self.tables[-1] if route.model == name for each in route.instances]
-
-    def states(self) -> dict[str, str]:
-        return {f"{route.model}/{route.version}": route.state for route in self.tables[-1]}
-
-
-@contextlib.asynccontextmanager
-async def staged(*artifacts: Artifact, **options: Any) -> AsyncIterator[Stage]:
-    stage = Stage(*artifacts, **options)
-    yield stage
-    await stage.manager.close()
+from gateway.store.manifest import InstanceGroup, VersionPolicy
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +107,7 @@ async def test_a_model_loaded_later_goes_where_there_is_least() -> None:
     async with staged(artifact("one"), devices=gpus) as stage:
         await stage.serve()
         stage.store.append(artifact("two"))
-        await stage.manager.load("two")
+        await stage.load("two")
         assert [instance.device.name for instance in stage.node.spawned] == ["cuda:0", "cuda:1"]
 
 
@@ -257,7 +119,7 @@ async def test_an_instance_that_dies_is_taken_out_of_the_routes_and_replaced() -
         await stage.until(lambda: stage.routed() == ["m/1#0.1"])
         assert stage.log == ["publish nothing", "spawn m/1#0.1", "publish m/1#0.1"]
         assert stage.version().state is State.READY
-        assert stage.manager.restarts == {("m/1", "signal 11"): 1}
+        assert stage.keeper.restarts == {("m/1", "signal 11"): 1}
         assert stage.version().ready == ready_of(stage.node.spawned[1].pid)
 
 
@@ -269,56 +131,96 @@ async def test_while_one_of_two_instances_is_replaced_the_other_serves() -> None
         await stage.until(lambda: bool(stage.tables) and len(stage.routed()) == 2)
         assert all("m/1#1.1" in [each.instance for each in table[0].instances] for table in stage.tables)
         assert stage.node.spawned[2].index == 0
-        assert stage.manager.restarts == {("m/1", "exit 3"): 1}
+        assert stage.keeper.restarts == {("m/1", "exit 3"): 1}
 
 
-async def test_a_version_whose_instances_keep_dying_is_failed() -> None:
-    async with staged(artifact()) as stage:
-        await stage.serve()
-        stage.node.on_spawn = lambda instance: (stage.node.succeed(instance), stage.node.end(instance, 7))[0]
-        stage.node.end(stage.node.spawned[0], 7)
-        await stage.until(lambda: stage.states() == {"m/1": "FAILED"})
-        assert "code 7" in stage.version().reason
-        assert len(stage.node.spawned) <= 1 + RESTARTS
-        assert stage.routed() == []
-
-
-async def test_a_version_is_failed_after_as_many_deaths_as_its_reason_says() -> None:
-    async with staged(artifact()) as stage:
-        await stage.serve()
-        stage.node.on_spawn = lambda instance: (stage.node.succeed(instance), stage.node.end(instance, 7))[0]
-        stage.node.end(stage.node.spawned[0], 7)
-        await stage.until(lambda: stage.states() == {"m/1": "FAILED"})
-        deaths = len([instance for instance in stage.node.spawned if instance.exited.done()])
-        assert f"ended {deaths} times" in stage.version().reason
-
-
-async def test_replacements_that_cannot_load_count_as_deaths() -> None:
-    async with staged(artifact()) as stage:
-        await stage.serve()
-        stage.node.on_spawn = lambda instance: stage.node.fail(instance, "disk full")
-        stage.node.end(stage.node.spawned[0], 1)
-        await stage.until(lambda: stage.states() == {"m/1": "FAILED"})
-        assert len(stage.node.spawned) <= 1 + RESTARTS
-
-
-async def test_an_instance_that_lived_long_enough_starts_the_count_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STEADY_SECONDS", -1.0)
-    async with staged(artifact()) as stage:
-        await stage.serve()
-        for number in range(2 * RESTARTS):
-            stage.node.end(stage.node.spawned[number], 1)
-            await stage.until(lambda number=number: stage.routed() == [f"m/1#0.{number + 1}"])  # type: ignore[misc]
-        assert stage.version().state is State.READY
-
-
-async def test_a_failed_version_keeps_no_process() -> None:
+async def test_a_version_whose_instances_keep_dying_at_once_is_failed_in_the_end() -> None:
     async with staged(artifact(instance_group=InstanceGroup(count=2))) as stage:
         await stage.serve()
         stage.node.on_spawn = lambda instance: (stage.node.succeed(instance), stage.node.end(instance, 7))[0]
         stage.node.end(stage.node.spawned[0], 7)
         await stage.until(lambda: stage.states() == {"m/1": "FAILED"})
+        assert f"ended {QUICK_DEATHS + 1} times" in stage.version().reason
+        assert "exit 7" in stage.version().reason
+        assert len(stage.node.spawned) == 2 + QUICK_DEATHS
+        assert stage.routed() == []
+        await stage.until_quiet()
         assert not stage.node.running
+
+
+async def test_deaths_of_instances_that_lived_a_while_never_fail_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUICK_SECONDS", -1.0)
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        for number in range(2 * QUICK_DEATHS):
+            stage.node.end(stage.node.spawned[number], 1)
+            await stage.until(lambda number=number: stage.routed() == [f"m/1#0.{number + 1}"])  # type: ignore[misc]
+        assert stage.version().state is State.READY
+
+
+async def test_a_version_whose_replacement_cannot_start_is_failed_after_five_attempts() -> None:
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        stage.node.on_spawn = lambda instance: stage.node.fail(instance, "disk full")
+        stage.node.end(stage.node.spawned[0], 1)
+        await stage.until(lambda: stage.states() == {"m/1": "FAILED"})
+        assert len(stage.node.spawned) == 1 + STARTS
+        assert "disk full" in stage.version().reason
+
+
+async def test_while_one_instance_cannot_be_replaced_the_other_serves_on() -> None:
+    async with staged(artifact(instance_group=InstanceGroup(count=2))) as stage:
+        await stage.serve()
+        stage.node.on_spawn = lambda instance: stage.node.fail(instance, "disk full")
+        stage.node.end(stage.node.spawned[0], 1)
+        await stage.node.until_spawned(3 * STARTS)
+        assert stage.states() == {"m/1": "READY"}
+        stage.node.on_spawn = stage.node.succeed
+        await stage.until(lambda: len(stage.routed()) == 2)
+
+
+async def test_a_process_that_dies_while_loading_is_tried_again() -> None:
+    async with staged(artifact()) as stage:
+        deaths = iter(range(STARTS - 1))
+        stage.node.on_spawn = lambda instance: (
+            stage.node.end(instance, -9) if next(deaths, None) is not None else stage.node.succeed(instance)
+        )
+        await stage.serve()
+        assert stage.states() == {"m/1": "READY"}
+        assert len(stage.node.spawned) == STARTS
+
+
+async def test_a_process_that_always_dies_while_loading_fails_the_version_and_no_other() -> None:
+    async with staged(artifact("bad"), artifact("good")) as stage:
+        stage.node.on_spawn = lambda instance: (
+            stage.node.end(instance, -11) if instance.artifact.model == "bad" else stage.node.succeed(instance)
+        )
+        await stage.serve()
+        assert stage.states() == {"bad/1": "FAILED", "good/1": "READY"}
+        assert f"{STARTS} times" in stage.version("bad").reason
+        assert stage.manager.settled
+
+
+async def test_the_workers_hear_of_a_death_and_why_before_the_routes_without_it() -> None:
+    async with staged(artifact(execution_timeout=7.0)) as stage:
+        await stage.serve()
+        for number, (code, verdict, expected) in enumerate(
+            [
+                (-9, None, "instance_died"),
+                (-14, None, "deadline"),
+                (-9, ("out_of_memory", "too much"), "out_of_memory"),
+            ]
+        ):
+            heard_at: list[int] = []
+            stage.on_died = lambda _: heard_at.append(len(stage.tables))  # noqa: B023 - called in this turn
+            before = len(stage.tables)
+            instance = stage.node.spawned[number]
+            instance.verdict = verdict
+            stage.node.end(instance, code)
+            await stage.until(lambda number=number: stage.routed() == [f"m/1#0.{number + 1}"])  # type: ignore[misc]
+            assert (stage.died[-1].instance, stage.died[-1].error_code) == (instance.name, expected)
+            assert heard_at == [before]
+        assert "7 s" in stage.died[1].reason
 
 
 async def test_a_replacement_that_is_not_ready_in_time_is_ended() -> None:
@@ -352,7 +254,7 @@ async def test_unloading_takes_a_version_out_of_the_routes_before_its_instances_
         await stage.manager.unload("m")
         assert stage.log == ["publish nothing", "stop m/1#0.0", "stop m/1#1.1", "publish nothing"]
         assert [table[0].state for table in stage.tables[-2:]] == ["DRAINING", "UNLOADED"]
-        assert not stage.manager.restarts
+        assert not stage.keeper.restarts
 
 
 async def test_unloading_waits_until_the_instances_have_answered() -> None:
@@ -386,14 +288,14 @@ async def test_unloading_twice_is_no_error_and_what_was_never_there_is() -> None
         with pytest.raises(ModelNotFound):
             await stage.manager.unload("nobody")
         with pytest.raises(ModelNotFound):
-            await stage.manager.load("nobody")
+            await stage.load("nobody")
 
 
 async def test_an_unloaded_model_can_be_loaded_again() -> None:
     async with staged(artifact()) as stage:
         await stage.serve()
         await stage.manager.unload("m")
-        await stage.manager.load("m")
+        await stage.load()
         assert stage.routed() == ["m/1#0.1"]
         assert stage.states() == {"m/1": "READY"}
 
@@ -402,7 +304,7 @@ async def test_a_failed_model_can_be_loaded_again() -> None:
     async with staged(artifact(problem="no artifact")) as stage:
         await stage.serve()
         stage.store[:] = [artifact()]
-        await stage.manager.load("m")
+        await stage.load()
         assert stage.states() == {"m/1": "READY"}
 
 
@@ -420,7 +322,7 @@ async def test_a_reload_swaps_without_a_gap(number: int) -> None:
         stage.store[:] = [artifact(version=number)]
         stage.tables.clear()
         stage.log.clear()
-        await stage.manager.load("m")
+        await stage.load()
         assert all(any(route.instances for route in table) for table in stage.tables)
         assert stage.log.index("stop m/1#0.0") > stage.log.index(f"spawn m/{number}#0.1")
         assert stage.routed() == [f"m/{number}#0.1"]
@@ -432,7 +334,7 @@ async def test_the_old_version_is_stopped_only_when_the_workers_route_by_the_new
     async with staged(artifact()) as stage:
         await stage.serve()
         stage.store[:] = [artifact(version=2)]
-        await stage.manager.load("m")
+        await stage.load()
         stop = stage.log.index("stop m/1#0.0")
         assert stage.log[stop - 1] == "publish m/2#0.1"
 
@@ -444,7 +346,7 @@ async def test_a_reload_that_fails_leaves_the_old_version_serving(number: int) -
         stage.store[:] = [artifact(version=number)]
         stage.node.on_spawn = lambda instance: stage.node.fail(instance, "torn file")
         with pytest.raises(LoadFailed, match=f"'m' version {number}.*torn file"):
-            await stage.manager.load("m")
+            await stage.load()
         await stage.publish()
         assert stage.routed() == ["m/1#0.0"]
         assert stage.node.running == ["m/1#0.0"]
@@ -453,7 +355,7 @@ async def test_a_reload_that_fails_leaves_the_old_version_serving(number: int) -
 async def test_loads_of_one_model_come_one_after_another() -> None:
     async with staged(artifact()) as stage:
         await stage.serve()
-        await asyncio.gather(*(stage.manager.load("m") for _ in range(3)))
+        await asyncio.gather(*(stage.load() for _ in range(3)))
         assert len(stage.node.running) == 1
         assert stage.routed() == stage.node.running
 
@@ -466,7 +368,7 @@ async def test_a_death_during_a_reload_does_not_bring_the_old_version_back() -> 
             stage.node.end(stage.node.spawned[0], -9) if instance.artifact.version == 2 else None,
             stage.node.succeed(instance),
         )[-1]
-        await stage.manager.load("m")
+        await stage.load()
         for _ in range(20):
             await asyncio.sleep(0)
         assert list(stage.manager.versions) == [("m", 2)]
@@ -480,7 +382,7 @@ async def test_a_call_of_the_repository_while_the_server_starts_does_not_end_the
         serving = asyncio.create_task(stage.serve())
         await stage.node.until_spawned(1)
         stage.node.on_spawn = stage.node.succeed
-        call = asyncio.create_task(getattr(stage.manager, action)("m"))
+        call = asyncio.create_task(stage.load() if action == "load" else stage.manager.unload("m"))
         for _ in range(20):
             await asyncio.sleep(0)
         stage.node.succeed(stage.node.spawned[0])
@@ -513,3 +415,103 @@ async def test_an_unexpected_error_of_the_node_fails_one_version_only() -> None:
         await stage.serve()
         assert sorted(stage.states().values()) == ["FAILED", "READY"]
         assert stage.manager.settled
+
+
+# The store changes
+
+
+async def test_a_new_version_takes_over_without_a_gap() -> None:
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        stage.store.append(artifact(version=2))
+        stage.tables.clear()
+        await stage.serve()
+        assert all(any(route.instances for route in table) for table in stage.tables)
+        assert stage.states() == {"m/2": "READY"}
+        assert stage.log.index("stop m/1#0.0") > stage.log.index("publish m/1#0.0 m/2#0.1")
+
+
+async def test_a_new_version_that_fails_leaves_the_old_one_serving_and_stands_in_the_index() -> None:
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        stage.store.append(artifact(version=2))
+        stage.node.on_spawn = lambda instance: stage.node.fail(instance, "torn file")
+        await stage.serve()
+        assert stage.states() == {"m/1": "READY", "m/2": "FAILED"}
+        assert stage.version(number=2).reason == "torn file"
+        assert stage.routed() == ["m/1#0.0"]
+        spawned = len(stage.node.spawned)
+        await stage.serve()
+        assert len(stage.node.spawned) == spawned, "the same files are not tried again"
+        stage.node.on_spawn = stage.node.succeed
+        stage.store[-1] = artifact(version=2, stamp=1)
+        await stage.serve()
+        assert stage.states() == {"m/2": "READY"}
+
+
+async def test_files_changed_in_place_are_swapped_in() -> None:
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        stage.store[:] = [artifact(stamp=1)]
+        stage.tables.clear()
+        await stage.serve()
+        assert all(table[0].instances for table in stage.tables)
+        assert stage.node.running == ["m/1#0.1"]
+        await stage.serve()
+        assert stage.node.running == ["m/1#0.1"]
+
+
+async def test_files_changed_in_place_that_fail_leave_the_running_ones_and_say_so() -> None:
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        stage.store[:] = [artifact(stamp=1)]
+        stage.node.on_spawn = lambda instance: stage.node.fail(instance, "torn file")
+        await stage.serve()
+        await stage.serve()
+        assert stage.node.running == ["m/1#0.0"]
+        assert len(stage.node.spawned) == 2
+        route = stage.tables[-1][0]
+        assert (route.state, "torn file" in route.reason) == ("READY", True)
+
+
+async def test_a_model_that_leaves_the_store_is_drained_and_gone() -> None:
+    async with staged(artifact("a"), artifact("b")) as stage:
+        await stage.serve()
+        del stage.store[0]
+        await stage.serve()
+        assert stage.states() == {"b/1": "READY"}
+        assert [name.split("#")[0] for name in stage.node.running] == ["b/1"]
+
+
+async def test_an_unloaded_model_stays_so_when_the_store_changes_until_it_is_loaded() -> None:
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        await stage.manager.unload("m")
+        stage.store.append(artifact(version=2))
+        await stage.serve()
+        assert not stage.node.running
+        await stage.load()
+        assert stage.states() == {"m/2": "READY"}
+
+
+async def test_several_versions_are_served_if_the_policy_says_so_and_labels_follow() -> None:
+    policy: dict[str, Any] = {"version_policy": VersionPolicy(latest=2), "version_labels": {"stable": 1, "canary": 2}}
+    async with staged(artifact(**policy), artifact(version=2, **policy)) as stage:
+        await stage.serve()
+        assert stage.states() == {"m/1": "READY", "m/2": "READY"}
+        assert {route.version: route.labels for route in stage.tables[-1]} == {1: ["stable"], 2: ["canary"]}
+        moved = policy | {"version_labels": {"stable": 2}}
+        stage.store[:] = [artifact(**moved), artifact(version=2, **moved)]
+        spawned = len(stage.node.spawned)
+        await stage.serve()
+        assert {route.version: route.labels for route in stage.tables[-1]} == {1: [], 2: ["stable"]}
+        assert len(stage.node.spawned) == spawned, "a label moves without a reload"
+
+
+async def test_other_settings_of_an_instance_are_a_reload() -> None:
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        stage.store[:] = [artifact(threads=2)]
+        await stage.serve()
+        assert stage.node.running == ["m/1#0.1"]
+        assert stage.version().artifact.config.threads == 2

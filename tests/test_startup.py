@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from gateway.ipc.messages import Batching, Ready
-from gateway.lifecycle.manager import Version
+from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
+from gateway.lifecycle.version import Version
 from gateway.startup import example_body, first_request, show_models
 from gateway.store.manifest import ModelConfig
 from gateway.store.source import Artifact
@@ -94,7 +95,9 @@ def test_the_line_can_be_pasted_whatever_the_inputs_are_called() -> None:
 
 def shown(*versions: Version) -> str:
     console = Console(file=io.StringIO(), width=200)
-    show_models(console, versions, URL)
+    show_models(
+        console, versions, Account({"cpu": 4 * 10**8}, {version: {"cpu": 7_700_000} for version in versions}), URL
+    )
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -102,6 +105,7 @@ def shown(*versions: Version) -> str:
 def test_every_version_is_listed_and_a_request_to_try() -> None:
     text = shown(version_of("good", SMALL), version_of("bad", state=State.FAILED, reason="no layer fits"))
     assert "250 ms" in text
+    assert "7.7 MB" in text
     assert "bad/1 FAILED: no layer fits" in text
     assert f"curl {URL}/v2/models/good/infer" in text
     assert f"{URL}/docs" in text
@@ -114,3 +118,10 @@ def test_a_reason_is_shown_as_it_is(reason: str) -> None:
 
 def test_without_a_ready_model_that_is_said() -> None:
     assert "No model is ready" in shown()
+
+
+def test_cold_models_are_counted_and_not_listed() -> None:
+    text = shown(version_of("good", SMALL), *(version_of(f"cold{number}", state=State.COLD) for number in range(3)))
+    assert "3 COLD" in text
+    assert "400.0 MB" in text
+    assert "cold0" not in text

@@ -1,294 +1,342 @@
-"""What becomes of the versions in the store: loads them, watches their instances, unloads them."""
+"""What becomes of the models in the store: loads, swaps, unloads, and lets go cold what the memory is needed for."""
 
 import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from gateway.errors import GatewayError, LoadFailed, ModelNotFound
-from gateway.ipc.messages import Ready, VersionRoute
-from gateway.lifecycle.placement import Device, place
-from gateway.lifecycle.state import State, next_state
-from gateway.nodes.node import Instance, Node
+import msgspec
+
+from gateway.errors import GatewayError, LoadFailed, ModelNotFound, ModelNotReady, OutOfMemory, VersionNotFound
+from gateway.ipc.messages import VersionRoute
+from gateway.lifecycle.keeper import Keeper
+from gateway.lifecycle.placement import place
+from gateway.lifecycle.policy import aspired, labels_of, to_drain
+from gateway.lifecycle.residency import NoRoom, Residency
+from gateway.lifecycle.state import State
+from gateway.lifecycle.version import Key, Version
+from gateway.nodes.node import Node
+from gateway.store.manifest import ModelConfig
 from gateway.store.source import Artifact, Inventory
 
 log = logging.getLogger("gateway.manager")
 
-RESTARTS = 5
-"""After so many instances in a row that did not live for STEADY_SECONDS a version is FAILED."""
-STEADY_SECONDS = 30.0
-FIRST_BACKOFF_SECONDS = 0.1
+_COLD = "loaded by its first request"
+CONTROL_FIELDS = ("version_policy", "version_labels", "pinned", "idle_ttl")
+"""Of model.yaml: what changes nothing in a running instance."""
 
 
-@dataclass(eq=False)
-class Version:
-    """One model version and everything that runs for it."""
-
-    artifact: Artifact
-    state: State = State.NEW
-    reason: str = ""
-    devices: list[Device] = field(default_factory=list)
-    """Where its instances are or are about to be."""
-    instances: list[Instance] = field(default_factory=list)
-    starting: set[Instance] = field(default_factory=set)
-    ready: Ready | None = None
-    deaths: int = 0
-    """Of instances in a row, each soon after its start."""
-    load_seconds: float = 0.0
-
-    def become(self, state: State, reason: str = "") -> None:
-        """Enter a state; the only place where one is assigned."""
-        self.state = next_state(self.state, state)
-        self.reason = reason
-
-    def serving(self) -> bool:
-        """Whether it is wanted and answers."""
-        return self.state is State.READY
-
-    @property
-    def title(self) -> str:
-        """name/version, for people."""
-        return f"{self.artifact.model}/{self.artifact.version}"
-
-    def route(self) -> VersionRoute:
-        """The version as the HTTP workers need to know it."""
-        artifact = self.artifact
-        return VersionRoute(
-            model=artifact.model,
-            version=artifact.version,
-            platform=artifact.platform,
-            framework=artifact.framework,
-            state=self.state.value,
-            reason=self.reason,
-            config=artifact.config,
-            ready=self.ready if self.state is State.READY else None,
-            instances=[instance.address for instance in self.instances] if self.state is State.READY else [],
-        )
+def same_instance(one: Artifact, other: Artifact) -> bool:
+    """Whether instances of both would be the same: the same files, and model.yaml but for what only steers us."""
+    default = ModelConfig()
+    plain = {name: getattr(default, name) for name in CONTROL_FIELDS}
+    configs = [msgspec.structs.replace(each.config, **plain) for each in (one, other)]
+    return configs[0] == configs[1] and (one.stamp, one.path, one.problem) == (other.stamp, other.path, other.problem)
 
 
 class Manager:
     """Owns all versions. `publish` sends the routes to the workers and returns when they route by them."""
 
     def __init__(
-        self, node: Node, look: Callable[[], Inventory], publish: Callable[[], Awaitable[None]], load_timeout: float
+        self,
+        node: Node,
+        keeper: Keeper,
+        residency: Residency,
+        publish: Callable[[], Awaitable[None]],
+        on_settled: Callable[[Version], None] = lambda _: None,
     ) -> None:
-        self.versions: dict[tuple[str, int], Version] = {}
+        self.versions: dict[Key, Version] = {}
         self.settled = False
-        self.restarts: Counter[tuple[str, str]] = Counter()
-        """(model/version, reason) → instances replaced."""
+        """Whether everything that was there at the start is READY, COLD or FAILED."""
+        self.residency = residency
+        self.keeper = keeper
         self._node = node
-        self._look = look
         self._publish = publish
-        self._load_timeout = load_timeout
+        self._on_settled = on_settled
+        self._wanted: dict[str, list[Artifact]] = {}
+        self._unloaded: set[str] = set()
+        """Models that were unloaded through the API, and stay so until they are loaded through it."""
         self._loading = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._locks: dict[str, asyncio.Lock] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
 
     def routes(self) -> list[VersionRoute]:
         """Every version as a route."""
         return [version.route() for version in self.versions.values()]
 
-    async def serve(self, artifacts: Iterable[Artifact], on_settled: Callable[[Version], None]) -> None:
-        """Load these versions, several at a time; `on_settled` is called as each becomes READY or FAILED."""
-
-        async def one(artifact: Artifact) -> None:
-            version = self.versions[artifact.model, artifact.version] = Version(artifact)
-            async with self._lock(artifact.model):
-                await self._load(version)
-            on_settled(version)
-
-        await asyncio.gather(*map(one, artifacts))
-        self.settled = True
-        await self._publish()
-
     def _lock(self, model: str) -> asyncio.Lock:
-        """Held while something becomes of a model, so that loads and unloads of it come one after another."""
+        """Held while something becomes of a model, so that what becomes of it comes one after another."""
         return self._locks.setdefault(model, asyncio.Lock())
 
-    async def load(self, model: str) -> None:
-        """Read a model from the store again and serve what is there; returns when it is READY.
+    def _of(self, model: str) -> list[Version]:
+        return [version for (name, _), version in self.versions.items() if name == model]
 
-        The version that serves goes on until its successor is ready. ModelNotFound or LoadFailed with the reason.
-        """
-        async with self._lock(model):
-            aspired = [artifact for artifact in self._look().aspired() if artifact.model == model]
-            if not aspired:
-                raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
-            artifact = aspired[0]
-            key = (model, artifact.version)
-            before = [version for (name, _), version in self.versions.items() if name == model]
-            successor = Version(artifact)
-            serving = self.versions.get(key)
-            if serving is None or serving.state is not State.READY:
-                self.versions[key] = successor
-            await self._load(successor, announce=self.versions.get(key) is successor)
-            if successor.state is not State.READY:
-                raise LoadFailed(f"model '{model}' version {artifact.version} failed to load: {successor.reason}")
-            self.versions[key] = successor
+    # The store as it is wanted
+
+    async def reconcile(self, inventory: Inventory) -> None:
+        """Serve what is in the store now; returns when all of it is READY, COLD or FAILED."""
+        found: dict[str, list[Artifact]] = {}
+        for artifact in inventory.artifacts:
+            found.setdefault(artifact.model, []).append(artifact)
+        self._wanted = {model: aspired(artifacts) for model, artifacts in found.items()}
+        models = dict.fromkeys([*self._wanted, *(name for name, _ in self.versions)])
+        # Pinned models first, for there may not be room for all.
+        first = sorted(models, key=lambda model: not any(each.config.pinned for each in self._wanted.get(model, ())))
+        await asyncio.gather(*map(self._settle, first))
+        if not self.settled:
+            self.settled = True
             await self._publish()
-            for version in before:
+
+    async def _settle(self, model: str) -> None:
+        """Bring one model to what is wanted of it now."""
+        async with self._lock(model):
+            wanted = [] if model in self._unloaded else self._wanted.get(model, [])
+            await asyncio.gather(*(self._bring(artifact) for artifact in wanted))
+            await self._drain_unwanted(model)
+
+    async def _bring(self, artifact: Artifact, *, force: bool = False) -> Version:
+        """Serve this version as these files have it; returns what has become of it.
+
+        A version of other files that serves goes on until its successor is ready, and for good if that fails.
+        """
+        key = (artifact.model, artifact.version)
+        current = self.versions.get(key)
+        if current is not None and not force and current.state is not State.UNLOADED:
+            if same_instance(artifact, current.artifact):
+                current.artifact = artifact  # its control fields may have changed
+                return current
+            if current.rejected is not None and same_instance(artifact, current.rejected):
+                return current
+            if current.state is State.COLD:
+                current.artifact = artifact
+                return current
+        swaps = any(version.is_ready() for version in self._of(artifact.model))
+        successor = Version(artifact)
+        replaces = current is not None and current.is_ready()
+        if not replaces:
+            self.versions[key] = successor
+        await self._load(successor, evict=force or swaps)
+        if replaces and current is not None:
+            await self._replace(current, successor)
+        self._on_settled(successor)
+        return successor
+
+    async def _replace(self, current: Version, successor: Version) -> None:
+        """Let a READY successor take over from the version of the same number, or remember why it is not."""
+        if not successor.is_ready():
+            current.rejected = successor.artifact
+            current.reason = f"newer files of this version failed to load: {successor.reason}"
+            await self._publish()
+            return
+        self.versions[current.key] = successor
+        await self._publish()
+        await self._drain(current, announce=False)
+
+    async def _drain_unwanted(self, model: str) -> None:
+        """Let go of versions that are not wanted any more, as far as what is wanted serves in their place."""
+        wanted = [] if model in self._unloaded else self._wanted.get(model, [])
+        numbers = {artifact.version for artifact in wanted}
+        versions = self._of(model)
+        unwanted = [version for version in versions if version.artifact.version not in numbers]
+        serving = [version.artifact.version for version in unwanted if version.serves()]
+        go = set(to_drain(serving, [version.state for version in versions if version.artifact.version in numbers]))
+        for version in unwanted:
+            if version.artifact.version in go or not version.serves():
                 await self._drain(version)
-                if self.versions.get((model, version.artifact.version)) is version:
-                    del self.versions[model, version.artifact.version]
+                self.versions.pop(version.key, None)
+        if wanted:
+            labels = labels_of(wanted[0].config, [version.artifact.version for version in self._of(model)])
+            for version in self._of(model):
+                version.labels = labels.get(version.artifact.version, [])
+        if versions:
+            await self._publish()
+
+    # The repository API
+
+    async def load(self, model: str, artifacts: Sequence[Artifact]) -> None:
+        """Serve a model as it is in the store now, from its files anew; returns when its versions are READY.
+
+        ModelNotFound, or LoadFailed with the reason; a version that serves is not lost by that.
+        """
+        if not artifacts:
+            raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
+        async with self._lock(model):
+            self._unloaded.discard(model)
+            self._wanted[model] = aspired(artifacts)
+            brought = await asyncio.gather(*(self._bring(artifact, force=True) for artifact in self._wanted[model]))
+            await self._drain_unwanted(model)
+        for version in brought:
+            if not version.is_ready():
+                error = LoadFailed if version.state is State.FAILED and not version.refusal else OutOfMemory
+                raise error(f"model '{model}' version {version.artifact.version} failed to load: {version.reason}")
 
     async def unload(self, model: str) -> None:
-        """End a model's processes when they have answered what they have; ModelNotFound if it was never there."""
+        """End a model's processes when they have answered what they have; ModelNotFound if it was never there.
+
+        It stays so, whatever happens in the store, until `load`.
+        """
         async with self._lock(model):
-            versions = [version for (name, _), version in self.versions.items() if name == model]
+            versions = self._of(model)
             if not versions:
                 raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
-            for version in versions:
-                await self._drain(version)
+            self._unloaded.add(model)
+            await asyncio.gather(*map(self._drain, versions))
 
-    async def _load(self, version: Version, *, announce: bool = True) -> None:
-        """From NEW to READY or FAILED."""
+    # Loading and letting go of one version
+
+    async def _load(self, version: Version, *, evict: bool) -> None:
+        """From NEW or COLD to READY or FAILED, or to COLD where there is no room without evicting."""
+        listed = self.versions.get(version.key) is version  # and not yet only a successor
         version.become(State.LOADING)
-        if announce:
+        if listed and not version.dormant:
             await self._publish()
         started = asyncio.get_running_loop().time()
         failure: GatewayError | None = None
+        room = False
         try:
-            await self._start_all(version)
+            room = await self._start(version, evict=evict)
+        except NoRoom as error:
+            version.reason = error.message
+            beside = [other for other in self._of(version.key[0]) if other is not version and other.is_ready()]
+            failure = NoRoom(f"{error.message}; {beside[0].title} serves on") if beside else None
         except GatewayError as error:
             failure = error
         except Exception:  # whatever goes wrong with one model, the others are served
             log.exception("loading %s failed", version.title)
             failure = LoadFailed("internal error; the log tells more")
         if failure is not None:
-            version.devices.clear()
-            version.become(State.FAILED, failure.message)
-            log.warning("%s FAILED: %s", version.title, failure.message)
-        else:
+            self._fail(version, failure)
+        elif room:
             version.load_seconds = asyncio.get_running_loop().time() - started
+            version.ready_since = asyncio.get_running_loop().time()
             version.become(State.READY)
-            for instance in version.instances:
-                self._watch(version, instance)
-        if announce:
+            self.keeper.watch(version)
+        else:
+            version.devices.clear()
+            version.become(State.COLD, version.reason or _COLD)
+        version.dormant = False
+        if listed:
             await self._publish()
+        if version.is_ready():
+            await self._measure(version)
 
-    async def _start_all(self, version: Version) -> None:
-        """Place and start all instances of a version; if one fails the others are ended, and its error raised."""
+    def _fail(self, version: Version, failure: GatewayError) -> None:
+        self.residency.release(version)
+        version.devices.clear()
+        version.become(State.FAILED, failure.message, OutOfMemory.code if isinstance(failure, OutOfMemory) else "")
+        log.warning("%s FAILED: %s", version.title, failure.message)
+
+    async def _start(self, version: Version, *, evict: bool) -> bool:
+        """Place a version, make room for it and start its instances; False if there is no room without evicting."""
         artifact = version.artifact
         if artifact.problem:
             raise LoadFailed(artifact.problem)
         # Counted from now on, so that models which load together are spread over the devices.
         version.devices = place(artifact.config.groups, self._node.devices(), self._load_by_device())
-        failures: list[BaseException] = []
         async with self._loading:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._start(version, index, device))
-                        for index, device in enumerate(version.devices)
-                    ]
-            except* Exception as errors:  # noqa: BLE001 - raised again below, when the siblings are ended
-                failures = list(errors.exceptions)
-        if failures:
-            for task in tasks:
-                if not task.cancelled() and task.exception() is None:
-                    self._node.stop(task.result()[0], kill=True)
-            raise failures[0]
-        version.instances = [task.result()[0] for task in tasks]
-        version.ready = tasks[0].result()[1]
+            if not await self.residency.make_room(version, self._evict if evict else None, self._evictable):
+                return False
+            await self.keeper.start_all(version)
+        return True
 
-    async def _start(self, version: Version, index: int, device: Device) -> tuple[Instance, Ready]:
-        """Spawn an instance and wait until it is ready; one that fails, or is not waited for, is ended."""
-        try:
-            instance = await self._node.spawn(version.artifact, index, device)
-        except OSError as error:
-            raise LoadFailed(f"its process could not be started: {error.strerror or error}") from None
-        version.starting.add(instance)
-        try:
-            ready = await asyncio.wait_for(asyncio.shield(instance.ready), self._load_timeout)
-        except TimeoutError:
-            self._node.stop(instance, kill=True)
-            raise LoadFailed(f"it was not ready within {self._load_timeout:g} s") from None
-        except BaseException:
-            self._node.stop(instance, kill=True)
-            raise
-        finally:
-            version.starting.discard(instance)
-        return instance, ready
+    async def _measure(self, version: Version) -> None:
+        """Measure what a version really takes; one that can never fit its budget is FAILED after all."""
+        never = await self.residency.measure(version)
+        if never and version.is_ready():
+            version.become(State.FAILED, never, OutOfMemory.code)
+            log.warning("%s FAILED: %s", version.title, never)
+            await self._publish()
+            await self.keeper.end(version)
+            self.residency.release(version)
 
     def _load_by_device(self) -> Counter[str]:
         return Counter(device.name for version in self.versions.values() for device in version.devices)
 
-    def _watch(self, version: Version, instance: Instance) -> None:
-        task = asyncio.create_task(self._replace_when_dead(version, instance))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _replace_when_dead(self, version: Version, instance: Instance) -> None:
-        """Wait for an instance's end and, if the version is still wanted, start another in its place."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        code = await asyncio.shield(instance.exited)
-        if not version.serving() or self._closing or instance not in version.instances:
-            return
-        version.instances.remove(instance)
-        log.warning("instance %s ended with code %d and is replaced", instance.name, code)
-        self.restarts[version.title, f"exit {code}" if code >= 0 else f"signal {-code}"] += 1
-        await self._publish()
-        if loop.time() - started > STEADY_SECONDS:
-            version.deaths = 0
-        while version.serving() and not self._closing:
-            version.deaths += 1
-            if version.deaths > RESTARTS:
-                await self._give_up(
-                    version, f"its instances ended {version.deaths} times in a row, the first with code {code}"
-                )
-                return
-            await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (version.deaths - 2) if version.deaths > 1 else 0)
-            try:
-                another, ready = await self._start(version, instance.index, instance.device)
-            except GatewayError as error:
-                log.warning("%s: an instance could not be replaced: %s", version.title, error.message)
-                continue
-            if not version.serving():
-                self._node.stop(another)
-                return
-            version.ready = ready
-            version.instances.append(another)
-            self._watch(version, another)
-            await self._publish()
-            return
-
-    async def _give_up(self, version: Version, reason: str) -> None:
-        """A version whose instances do not live is FAILED, and what is left of it ended."""
-        version.become(State.FAILED, reason)
-        log.error("%s FAILED: %s", version.title, reason)
-        await self._publish()
-        await self._end(version)
-
-    async def _drain(self, version: Version) -> None:
+    async def _drain(self, version: Version, *, announce: bool = True) -> None:
         """Take a version out of the routes, let its instances answer what they have, and end them."""
-        if version.state not in (State.READY, State.FAILED):
+        if version.state not in (State.READY, State.FAILED, State.COLD):
             return
         version.become(State.DRAINING, "unloading")
-        await self._publish()
-        await self._end(version)
+        if announce:
+            await self._publish()
+        await self.keeper.end(version)
+        self.residency.release(version)
         version.become(State.UNLOADED, "unloaded")
-        await self._publish()
+        if announce:
+            await self._publish()
 
-    async def _end(self, version: Version) -> None:
-        """End a version's processes: those that serve when they have answered what they have, the others now."""
-        for instance in version.starting:
-            self._node.stop(instance, kill=True)
-        for instance in version.instances:
-            self._node.stop(instance)
-        if version.instances:
-            await asyncio.wait([instance.exited for instance in version.instances], timeout=self._load_timeout)
-        for instance in version.instances:
-            self._node.stop(instance, kill=True)
-        version.instances.clear()
-        version.devices.clear()
+    # Cold versions
+
+    async def wake(self, model: str, number: int) -> None:
+        """Load a COLD version for a request; returns when it is READY. Raises why it is not."""
+        async with self._lock(model):
+            version = self.versions.get((model, number))
+            if version is None:
+                raise VersionNotFound(f"Request for unknown model: '{model}' version '{number}' is not found")
+            if version.state is State.COLD:
+                version.dormant = True
+                await self._load(version, evict=True)
+            if not version.is_ready():
+                out_of_memory = version.refusal or version.state is State.COLD
+                error = OutOfMemory if out_of_memory else ModelNotReady
+                raise error(f"model '{model}' version {number} is {version.state}: {version.reason}")
+
+    def _evictable(self) -> set[Key]:
+        """READY versions that may go cold: not pinned, and with nothing else going on with their model."""
+        return {
+            version.key
+            for version in self.versions.values()
+            if version.is_ready() and not version.artifact.config.pinned and not self._lock(version.key[0]).locked()
+        }
+
+    async def _evict(self, key: Key) -> bool:
+        """Make a version COLD; its processes end, and all their memory returns. False if it must stay after all."""
+        if key not in self._evictable():
+            return False
+        async with self._lock(key[0]):  # free a moment ago, and nothing has been waited for since
+            version = self.versions[key]
+            version.dormant = True
+            version.become(State.DRAINING, "going cold")
+            await self._publish()
+            await self.keeper.end(version)
+            self.residency.evicted(version)
+            version.dormant = False
+            version.become(State.COLD, _COLD)
+            await self._publish()
+        return True
+
+    async def look_at_memory(self, usage_of: Callable[[], Awaitable[dict[Key, tuple[float, int]]]]) -> None:
+        """Called from time to time: end what is over its limit, let go what is idle or over the budget."""
+        await self.residency.sample(self.versions.values())
+        over = self.residency.excess()
+        limited = [
+            version for version in self.versions.values() if version.is_ready() and version.artifact.config.idle_ttl
+        ]
+        if not over and not limited:
+            return
+        usage = await usage_of()
+        now = asyncio.get_running_loop().time()
+        for key in self._idle_for_too_long(limited, usage, now):
+            await self._evict(key)
+        free = sorted(
+            (usage.get(key, (0.0, 0))[0], key) for key in self._evictable() if not usage.get(key, (0.0, 0))[1]
+        )
+        for _, key in free:
+            if not self.residency.excess():
+                break
+            await self._evict(key)
+
+    def _idle_for_too_long(
+        self, versions: Iterable[Version], usage: dict[Key, tuple[float, int]], now: float
+    ) -> list[Key]:
+        found = []
+        for version in versions:
+            last_used, under_way = usage.get(version.key, (0.0, 0))
+            ttl = version.artifact.config.idle_ttl or 0.0
+            if not under_way and now - max(last_used, version.ready_since) > ttl:
+                found.append(version.key)
+        return found
 
     async def close(self) -> None:
         """Replace nothing any more."""
-        self._closing = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.keeper.close()

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gateway.errors import LoadFailed
@@ -29,7 +29,8 @@ from gateway.ipc.messages import (
     unpack,
 )
 from gateway.lifecycle.placement import CPU, Device
-from gateway.nodes.node import Instance
+from gateway.nodes.memory import read_anonymous, read_memory
+from gateway.nodes.node import Footprint, Instance
 from gateway.store.source import Artifact
 
 log = logging.getLogger("gateway.node")
@@ -200,6 +201,14 @@ class LocalNode:
             control.close()
             Path(instance.socket_path).unlink(missing_ok=True)  # noqa: ASYNC240 - takes away a name, waits for nothing
 
+    async def footprints(self, instances: Sequence[Instance]) -> dict[Instance, Footprint]:
+        """Measure instances; those that have ended are left out."""
+        return await asyncio.get_running_loop().run_in_executor(None, _measure, list(instances))
+
+    async def anonymous(self, instances: Sequence[Instance]) -> dict[Instance, int]:
+        """Only the anonymous memory of instances."""
+        return await asyncio.get_running_loop().run_in_executor(None, _anonymous, list(instances))
+
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""
         control = self._controls.get(instance)
@@ -212,6 +221,17 @@ class LocalNode:
         else:
             control.send(Stop())
 
+    def free(self) -> Mapping[str, int]:
+        """Bytes free on each GPU."""
+        return {}
+
+    def kill(self) -> None:
+        """End everything now, without waiting."""
+        for runner in self._runners.values():
+            if runner.alive:
+                runner.process.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
     async def close(self) -> None:
         """End everything: the runners, and with them their instances."""
         for runner in self._runners.values():
@@ -220,6 +240,23 @@ class LocalNode:
         for task in list(self._tasks):
             await task
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _measure(instances: Sequence[Instance]) -> dict[Instance, Footprint]:
+    found = {}
+    for instance in instances:
+        with contextlib.suppress(OSError):
+            private, pss = read_memory(instance.pid)
+            found[instance] = Footprint(private, pss, read_anonymous(instance.pid))
+    return found
+
+
+def _anonymous(instances: Sequence[Instance]) -> dict[Instance, int]:
+    found = {}
+    for instance in instances:
+        with contextlib.suppress(OSError):
+            found[instance] = read_anonymous(instance.pid)
+    return found
 
 
 def find_gpus() -> list[Device]:

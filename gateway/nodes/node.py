@@ -39,6 +39,22 @@ class Instance:
         return InstanceAddress(self.name, self.device.name, self.socket_path)
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """Measured memory of one instance, in bytes."""
+
+    private: int
+    """What comes back when it ends."""
+    pss: int
+    """Private, and its share of what it shares with others."""
+    anonymous: int
+    """Anonymous memory it has touched, shared or not: its growth is what it has taken since."""
+    gpu: int = 0
+    """On its device, if that is a GPU."""
+    gpu_source: str = ""
+    """Who says so: nvml | framework; empty without a GPU."""
+
+
 class Node(Protocol):
     """A machine that runs instances."""
 
@@ -47,6 +63,12 @@ class Node(Protocol):
 
     async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
         """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started."""
+
+    async def footprints(self, instances: Sequence[Instance]) -> dict[Instance, Footprint]:
+        """Measure instances; those that have ended are left out. Milliseconds each."""
+
+    async def anonymous(self, instances: Sequence[Instance]) -> dict[Instance, int]:
+        """Only the anonymous memory of instances, in microseconds each."""
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""

@@ -1,0 +1,214 @@
+"""Keeps the instances of versions alive: starts them, replaces those that die, ends them."""
+
+import asyncio
+import logging
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, LoadFailed
+from gateway.ipc.messages import Died, Ready
+from gateway.lifecycle.placement import Device
+from gateway.lifecycle.state import State
+from gateway.lifecycle.version import Version
+from gateway.nodes.node import Instance, Node
+
+log = logging.getLogger("gateway.keeper")
+
+STARTS = 5
+"""So many starts in a row that end in a death or a failure, and the version is FAILED."""
+FIRST_BACKOFF_SECONDS = 0.1
+LONGEST_BACKOFF_SECONDS = 10.0
+QUICK_SECONDS = 0.5
+"""An instance that dies sooner after it was ready makes the next one wait."""
+QUICK_DEATHS = 20
+"""After so many quick deaths in a row, which with the waiting take minutes, the version is FAILED."""
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row; spread, so that models which fail together do not retry so."""
+    longest: float = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 20))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - nothing secret
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code for metrics and logs."""
+    return f"exit {code}" if code >= 0 else f"signal {-code}"
+
+
+def obituary(instance: Instance, code: int) -> Died:
+    """What the workers are told of an instance that ended with this code."""
+    if instance.verdict is not None:
+        error_code, reason = instance.verdict
+    elif code == -signal.SIGALRM:
+        seconds = instance.artifact.config.execution_timeout
+        error_code = DeadlineExceeded.code
+        reason = f"the model did not finish within its execution_timeout of {seconds:g} s"
+    else:
+        error_code, reason = InstanceDied.code, "the model's process ended before it answered"
+    return Died(instance=instance.name, error_code=error_code, reason=reason)
+
+
+class Keeper:
+    """Starts, replaces and ends instances. `publish` returns when the workers route by what it published."""
+
+    def __init__(
+        self,
+        node: Node,
+        publish: Callable[[], Awaitable[None]],
+        tell_died: Callable[[Died], None],
+        load_timeout: float,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        self.restarts: Counter[tuple[str, str]] = Counter()
+        """(model/version, how the instance ended) → instances replaced."""
+        self._node = node
+        self._publish = publish
+        self._tell_died = tell_died
+        self._load_timeout = load_timeout
+        self._drain_timeout = drain_timeout
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    async def start_all(self, version: Version) -> None:
+        """Start an instance on each of the version's devices; if one cannot be started, end the others.
+
+        LoadFailed or OutOfMemory with the reason.
+        """
+        failures: list[BaseException] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._start_patiently(version, index, device, InstanceDied))
+                    for index, device in enumerate(version.devices)
+                ]
+        except* Exception as errors:  # noqa: BLE001 - raised again below, when the siblings are ended
+            failures = list(errors.exceptions)
+        if failures:
+            for task in tasks:
+                if not task.cancelled() and task.exception() is None:
+                    self._node.stop(task.result()[0], kill=True)
+            raise failures[0]
+        version.instances = [task.result()[0] for task in tasks]
+        version.ready = tasks[0].result()[1]
+
+    async def _start_patiently(
+        self, version: Version, index: int, device: Device, transient: type[GatewayError]
+    ) -> tuple[Instance, Ready]:
+        """Start an instance, trying again after errors of this kind; the last one becomes LoadFailed."""
+        failures = 0
+        while True:
+            try:
+                return await self._start(version, index, device)
+            except transient as error:
+                failures += 1
+                if version.state not in (State.LOADING, State.READY):
+                    raise  # nobody wants it any more
+                if failures == STARTS:
+                    times = f", {STARTS} times in a row" if isinstance(error, InstanceDied) else ""
+                    raise LoadFailed(f"{error.message}{times}") from None
+                log.warning("%s: an instance could not be started: %s", version.title, error.message)
+                self.restarts[version.title, "start"] += 1
+            await asyncio.sleep(backoff(failures))
+
+    async def _start(self, version: Version, index: int, device: Device) -> tuple[Instance, Ready]:
+        """Spawn an instance and wait until it is ready; one that fails, or is not waited for, is ended."""
+        try:
+            instance = await self._node.spawn(version.artifact, index, device)
+        except OSError as error:
+            raise LoadFailed(f"its process could not be started: {error.strerror or error}") from None
+        version.starting.add(instance)
+        try:
+            ready = await asyncio.wait_for(asyncio.shield(instance.ready), self._load_timeout)
+        except TimeoutError:
+            self._node.stop(instance, kill=True)
+            raise LoadFailed(f"it was not ready within {self._load_timeout:g} s") from None
+        except BaseException:
+            self._node.stop(instance, kill=True)
+            raise
+        finally:
+            version.starting.discard(instance)
+        instance.exited.add_done_callback(lambda exited: self._tell_died(obituary(instance, exited.result())))
+        return instance, ready
+
+    def watch(self, version: Version) -> None:
+        """Replace the instances of a version that is READY whenever one dies."""
+        for instance in version.instances:
+            self._watch(version, instance)
+
+    def _watch(self, version: Version, instance: Instance) -> None:
+        task = asyncio.create_task(self._replace_when_dead(version, instance))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replace_when_dead(self, version: Version, instance: Instance) -> None:
+        """Wait for an instance's end and, if the version is still wanted, start another in its place."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        code = await asyncio.shield(instance.exited)
+        if not version.is_ready() or self._closing or instance not in version.instances:
+            return
+        version.instances.remove(instance)
+        log.warning("instance %s ended (%s) and is replaced", instance.name, how_it_ended(code))
+        self.restarts[version.title, how_it_ended(code)] += 1
+        await self._publish()
+        version.quick_deaths = version.quick_deaths + 1 if loop.time() - started < QUICK_SECONDS else 0
+        if version.quick_deaths > QUICK_DEATHS:
+            await self._give_up(
+                version,
+                f"its instances ended {version.quick_deaths} times in a row, the last one by {how_it_ended(code)}",
+            )
+            return
+        if version.quick_deaths > 1:
+            await asyncio.sleep(backoff(version.quick_deaths - 1))
+        await self._replace(version, instance)
+
+    async def _replace(self, version: Version, dead: Instance) -> None:
+        """Start an instance in a dead one's place and publish it; if none can be started, give the version up."""
+        while version.is_ready() and not self._closing:
+            try:
+                another, ready = await self._start_patiently(version, dead.index, dead.device, GatewayError)
+            except GatewayError as error:
+                if version.instances:
+                    continue  # the others serve on; this one is tried again, ever more slowly
+                if version.is_ready():
+                    await self._give_up(version, f"no instance can be started any more: {error.message}")
+                return
+            if not version.is_ready():
+                self._node.stop(another)
+                return
+            version.ready = ready
+            version.instances.append(another)
+            self._watch(version, another)
+            await self._publish()
+            return
+
+    async def _give_up(self, version: Version, reason: str) -> None:
+        """A version whose instances cannot be started is FAILED, and what is left of it ended."""
+        version.become(State.FAILED, reason)
+        log.error("%s FAILED: %s", version.title, reason)
+        await self._publish()
+        await self.end(version)
+
+    async def end(self, version: Version) -> None:
+        """End a version's processes: those that serve when they have answered what they have, the others now."""
+        for instance in version.starting:
+            self._node.stop(instance, kill=True)
+        for instance in version.instances:
+            self._node.stop(instance)
+        if version.instances:
+            exits = [instance.exited for instance in version.instances]
+            await asyncio.wait(exits, timeout=self._drain_timeout)
+            for instance in version.instances:
+                self._node.stop(instance, kill=True)
+            await asyncio.wait(exits, timeout=self._drain_timeout)
+        version.instances.clear()
+        version.devices.clear()
+
+    async def close(self) -> None:
+        """Replace nothing any more."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

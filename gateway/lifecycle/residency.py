@@ -1,0 +1,194 @@
+"""Memory as a budget: what each version holds, who must go for another, and who has taken too much."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from gateway.errors import OutOfMemory
+from gateway.lifecycle.admission import Resident, admit, excess, never_fits
+from gateway.lifecycle.version import Key, Version
+from gateway.nodes.node import Instance, Node
+from gateway.sizes import format_size
+from gateway.store.source import Artifact
+
+log = logging.getLogger("gateway.residency")
+
+PATIENCE_SECONDS = 10.0
+"""How long a version waits for memory that others hold who cannot go now."""
+AGAIN_SECONDS = 0.05
+
+UsageOf = Mapping[Key, tuple[float, int]]
+"""Version → monotonic time of its last request, requests under way."""
+
+
+class NoRoom(OutOfMemory):
+    """There is no memory now, but there may be later."""
+
+
+class Footprints(Protocol):
+    """Measured footprints that outlive the gateway (store/footprints.py)."""
+
+    def digest_of(self, artifact: Artifact) -> str:
+        """Of what decides how much memory it takes; reads files."""
+
+    def get(self, digest: str) -> int | None:
+        """Bytes of one instance, if it was measured before."""
+
+    def put(self, digest: str, size: int) -> None:
+        """Keep a measurement."""
+
+    def estimate(self, artifact: Artifact) -> int:
+        """A guess for what was never measured."""
+
+
+@dataclass
+class Account:
+    """The books: what there is, who has it, and what came back."""
+
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by device."""
+    held: dict[Version, dict[str, int]] = field(default_factory=dict)
+    """Bytes by device that each version in memory holds: estimated, then measured."""
+    evictions: Counter[Key] = field(default_factory=Counter)
+    reclaimed: Counter[str] = field(default_factory=Counter)
+    """Bytes by device that evictions gave back."""
+
+
+class Residency:
+    """Who is in memory. `evict` makes a version COLD and returns whether it could."""
+
+    def __init__(
+        self,
+        node: Node,
+        budgets: Mapping[str, int],
+        footprints: Footprints,
+        ask_usage: Callable[[], Awaitable[UsageOf]],
+    ) -> None:
+        self.account = Account(budgets)
+        self._node = node
+        self._footprints = footprints
+        self._ask_usage = ask_usage
+        self._admitting = asyncio.Lock()
+        self._digests: dict[Version, str] = {}
+        self._baselines: WeakKeyDictionary[Instance, tuple[int, int]] = WeakKeyDictionary()
+        # private and anonymous bytes when measured
+
+    async def make_room(
+        self, version: Version, evict: Callable[[Key], Awaitable[bool]] | None, evictable: Callable[[], set[Key]]
+    ) -> bool:
+        """Reserve the memory that a placed version needs, evicting others if `evict` is given.
+
+        False if there is no room without evicting; OutOfMemory, with both numbers, if there never is; NoRoom if all
+        that there is stays in use.
+        """
+        need = await self._need(version)
+        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        async with self._admitting:
+            while True:
+                admission = admit(need, self.account.budgets, self._residents())
+                if admission.never:
+                    raise OutOfMemory(admission.never)
+                if admission.fits:
+                    self.account.held[version] = need
+                    return True
+                if evict is None:
+                    return False
+                usage = await self._ask_usage()
+                admission = admit(need, self.account.budgets, self._residents(usage, evictable()))
+                gone = await asyncio.gather(*map(evict, admission.evict))
+                if not any(gone):
+                    if asyncio.get_running_loop().time() > deadline:
+                        wanted = format_size(sum(need.values()))
+                        raise NoRoom(f"it needs {wanted} of memory, and all there is belongs to models in use")
+                    await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _need(self, version: Version) -> dict[str, int]:
+        """Bytes by device; of the host for every instance, of a GPU what was measured there before."""
+        artifact = version.artifact
+        digest = await asyncio.get_running_loop().run_in_executor(None, self._footprints.digest_of, artifact)
+        self._digests[version] = digest
+        each = self._footprints.get(digest) or self._footprints.estimate(artifact)
+        need = Counter({"cpu": each * len(version.devices)})
+        for device in version.devices:
+            if device.name != "cpu":
+                need[device.name] += self._footprints.get(f"{digest} gpu") or self._footprints.estimate(artifact)
+        return dict(need)
+
+    def _residents(self, usage: UsageOf | None = None, evictable: set[Key] | None = None) -> list[Resident]:
+        found = []
+        for version, holds in self.account.held.items():
+            last_used, under_way = (usage or {}).get(version.key, (0.0, 0))
+            free = version.key in (evictable or ()) and not under_way
+            found.append(Resident(version.key, holds, last_used, evictable=free))
+        return found
+
+    def release(self, version: Version) -> None:
+        """A version's processes have ended."""
+        self.account.held.pop(version, None)
+        self._digests.pop(version, None)
+
+    def evicted(self, version: Version) -> None:
+        """The same, and its memory was wanted for others."""
+        self.account.evictions[version.key] += 1
+        self.account.reclaimed.update(self.account.held.get(version, {}))
+        self.release(version)
+
+    async def measure(self, version: Version) -> str:
+        """Measure a version that has just become ready and remember it; a sentence if it can never fit its budget."""
+        footprints = await self._node.footprints(version.instances)
+        if not footprints or version not in self.account.held:
+            return ""
+        holds: Counter[str] = Counter()
+        for instance, footprint in footprints.items():
+            self._baselines[instance] = footprint.private, footprint.anonymous
+            holds["cpu"] += footprint.private
+            if instance.device.name != "cpu":
+                holds[instance.device.name] += footprint.gpu
+        self.account.held[version] = dict(holds)
+        digest = self._digests.get(version)
+        if digest:
+            self._footprints.put(digest, max(footprint.private for footprint in footprints.values()))
+            if gpu := max(footprint.gpu for footprint in footprints.values()):
+                self._footprints.put(f"{digest} gpu", gpu)
+        return next(
+            (
+                never_fits(d, size, self.account.budgets[d])
+                for d, size in holds.items()
+                if size > self.account.budgets.get(d, size)
+            ),
+            "",
+        )
+
+    async def sample(self, versions: Iterable[Version]) -> None:
+        """Look how far instances have grown since they were measured, and end those over their memory_limit."""
+        measured = [version for version in versions if version.is_ready() and version in self.account.held]
+        for version in measured:
+            if any(instance not in self._baselines for instance in version.instances):
+                await self.measure(version)  # one of them is a replacement
+        instances = [each for version in measured for each in version.instances if each in self._baselines]
+        grown = await self._node.anonymous(instances)
+        for version in measured:
+            private = {}
+            for instance in version.instances:
+                if instance in grown:
+                    base, anonymous = self._baselines[instance]
+                    private[instance] = base + max(0, grown[instance] - anonymous)
+            if private:
+                self.account.held[version] = {**self.account.held.get(version, {}), "cpu": sum(private.values())}
+            limit = version.artifact.config.memory_limit_bytes
+            for instance, size in private.items():
+                if limit and size > limit:
+                    self._end(instance, f"the model took more than its memory_limit of {format_size(limit)}")
+
+    def _end(self, instance: Instance, reason: str) -> None:
+        log.warning("%s: %s; it is ended", instance.name, reason)
+        instance.verdict = (OutOfMemory.code, reason)
+        self._node.stop(instance, kill=True)
+
+    def excess(self) -> dict[str, int]:
+        """By how many bytes each budget is exceeded."""
+        return excess(self.account.budgets, self._residents())

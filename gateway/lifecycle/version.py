@@ -1,0 +1,80 @@
+"""One model version: what it is made from, where it stands, and everything that runs for it."""
+
+from dataclasses import dataclass, field
+
+from gateway.ipc.messages import Ready, VersionRoute
+from gateway.lifecycle.placement import Device
+from gateway.lifecycle.state import State, next_state
+from gateway.nodes.node import Instance
+from gateway.store.source import Artifact
+
+Key = tuple[str, int]
+"""Model and version."""
+
+
+@dataclass(eq=False)
+class Version:
+    """One model version; compared by identity, for a reload has a second one of the same key."""
+
+    artifact: Artifact
+    state: State = State.NEW
+    reason: str = ""
+    refusal: str = ""
+    """Code of the error that requests get while it is FAILED."""
+    labels: list[str] = field(default_factory=list)
+    rejected: Artifact | None = None
+    """Newer files of the same version, which failed to load; this one serves on."""
+    devices: list[Device] = field(default_factory=list)
+    """Where its instances are or are about to be."""
+    instances: list[Instance] = field(default_factory=list)
+    starting: set[Instance] = field(default_factory=set)
+    ready: Ready | None = None
+    quick_deaths: int = 0
+    """Of instances in a row, each soon after it was ready."""
+    load_seconds: float = 0.0
+    ready_since: float = 0.0
+    """Of the monotonic clock."""
+    dormant: bool = False
+    """On its way to COLD or back: requests wait for it instead of being refused."""
+
+    def become(self, state: State, reason: str = "", refusal: str = "") -> None:
+        """Enter a state; the only place where one is assigned."""
+        self.state = next_state(self.state, state)
+        self.reason = reason
+        self.refusal = refusal
+
+    @property
+    def key(self) -> Key:
+        """Model and version."""
+        return self.artifact.model, self.artifact.version
+
+    @property
+    def title(self) -> str:
+        """name/version, for people."""
+        return f"{self.artifact.model}/{self.artifact.version}"
+
+    def is_ready(self) -> bool:
+        """Whether it is wanted and answers."""
+        return self.state is State.READY
+
+    def serves(self) -> bool:
+        """Whether a request for it is answered, at once or after a load."""
+        return self.state in (State.READY, State.COLD)
+
+    def route(self) -> VersionRoute:
+        """The version as the HTTP workers need to know it."""
+        artifact = self.artifact
+        cold = self.dormant and self.state in (State.DRAINING, State.LOADING)
+        return VersionRoute(
+            model=artifact.model,
+            version=artifact.version,
+            platform=artifact.platform,
+            framework=artifact.framework,
+            state=State.COLD.value if cold else self.state.value,
+            reason=self.reason,
+            config=artifact.config,
+            ready=self.ready if self.is_ready() else None,
+            instances=[instance.address for instance in self.instances] if self.is_ready() else [],
+            labels=self.labels,
+            refusal=self.refusal,
+        )

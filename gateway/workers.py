@@ -1,0 +1,277 @@
+"""The HTTP workers as the supervisor sees them: kept running, told what changes, asked what they have counted."""
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from gateway import metrics
+from gateway.errors import ConfigError
+from gateway.ipc.messages import (
+    Applied,
+    Ask,
+    AskUsage,
+    Collect,
+    Condemned,
+    Counts,
+    FromWorker,
+    Hello,
+    Message,
+    MessageStream,
+    Routes,
+    Start,
+    Usage,
+)
+from gateway.lifecycle.version import Key
+from gateway.metrics import VersionCounters
+
+log = logging.getLogger("gateway.workers")
+
+REPLY_SECONDS = 5.0
+APPLY_SECONDS = 10.0
+RESTARTS = 5
+"""So many deaths of a worker in a row, each within STEADY_SECONDS of its start, and the gateway gives up."""
+STEADY_SECONDS = 10.0
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """The socket that all workers accept from; ConfigError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    sock.listen(2048)
+    return sock
+
+
+class _Worker:
+    """The supervisor's side of one HTTP worker process."""
+
+    def __init__(self, index: int, listen_fd: int) -> None:
+        self.index = index
+        self.stream: MessageStream[FromWorker]
+        self.applied = 0
+        self.said_hello = False
+        self.counts: list[VersionCounters] = []
+        self.used: list[tuple[str, int, float, int]] = []
+        self._ours, theirs = socket.socketpair()
+        self.process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "gateway.http.worker", str(theirs.fileno()), str(os.getpid()), str(index)],
+            pass_fds=[theirs.fileno(), listen_fd],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+
+    async def open(self) -> None:
+        """Open the line to the worker."""
+        self.stream = await MessageStream.over(self._ours, FromWorker)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, which comes after so many seconds at the latest. Blocks."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Workers:
+    """All HTTP workers. `answer` is called for what only the supervisor knows."""
+
+    def __init__(
+        self, sock: socket.socket, start: Start, count: int, answer: Callable[[Ask], Awaitable[Message]]
+    ) -> None:
+        self._socket = sock
+        self._start = start
+        self._count = count
+        self._answer = answer
+        self._workers: dict[int, _Worker] = {}
+        self._routes = Routes(epoch=0, versions=[], settled=False)
+        self._condemned: dict[bytes, float] = {}
+        self._changed = asyncio.Condition()
+        self._tickets = itertools.count(1)
+        self._awaited: dict[int, tuple[set[_Worker], asyncio.Event]] = {}
+        self._lost_counts: list[VersionCounters] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.given_up = asyncio.Event()
+        """Set when a worker does not stay up."""
+
+    def start(self) -> None:
+        """Begin to keep the workers running."""
+        for index in range(self._count):
+            self._task(self._keep(index))
+
+    def _task(self, coroutine: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def listening(self) -> None:
+        """Wait until every worker accepts connections."""
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: len(self._workers) == self._count and all(each.said_hello for each in self._workers.values())
+            )
+
+    async def stop(self, grace: float) -> None:
+        """Have all workers finish their requests and end, within so many seconds."""
+        self._stopping = True
+        for worker in self._workers.values():
+            worker.stream.close()
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(None, each.wait, grace) for each in self._workers.values()))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def kill(self) -> None:
+        """End all workers now."""
+        self._stopping = True
+        for worker in self._workers.values():
+            worker.process.kill()
+
+    # Keeping them running
+
+    async def _keep(self, index: int) -> None:
+        """Run one worker, and another in its place when it dies; after too many in a row give up."""
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while deaths < RESTARTS:
+            started = loop.time()
+            worker = _Worker(index, self._socket.fileno())
+            await worker.open()
+            await self._follow(worker)
+            if self._stopping:
+                return
+            code = await loop.run_in_executor(None, worker.process.wait)
+            deaths = 0 if loop.time() - started > STEADY_SECONDS else deaths + 1
+            log.error("HTTP worker %d ended with code %d and is replaced", index, code)
+        log.critical("HTTP worker %d does not stay up; stopping", index)
+        self.given_up.set()
+
+    async def _follow(self, worker: _Worker) -> None:
+        worker.stream.send(self._start)
+        for digest in self._condemned:
+            worker.stream.send(Condemned(digest=digest))
+        self._workers[worker.index] = worker
+        worker.stream.send(self._routes)
+        while (message := await worker.stream.receive()) is not None:
+            self._hear(worker, message)
+            async with self._changed:
+                self._changed.notify_all()
+        if self._workers.get(worker.index) is worker and not self._stopping:
+            del self._workers[worker.index]
+        self._lost_counts += worker.counts
+        for ticket in list(self._awaited):
+            self._replied(worker, ticket)
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _hear(self, worker: _Worker, message: FromWorker) -> None:
+        if isinstance(message, Applied):
+            worker.applied = message.epoch
+        elif isinstance(message, Hello):
+            worker.said_hello = True
+        elif isinstance(message, Counts):
+            worker.counts = metrics.unpack(message.packed)
+            self._replied(worker, message.ticket)
+        elif isinstance(message, Usage):
+            worker.used = message.versions
+            self._replied(worker, message.ticket)
+        elif isinstance(message, Condemned):
+            self._condemn(worker, message)
+        else:
+            self._task(self._reply(worker, message))
+
+    async def _reply(self, worker: _Worker, ask: Ask) -> None:
+        worker.stream.send(await self._answer(ask))
+
+    def _condemn(self, source: _Worker, message: Condemned) -> None:
+        """Tell the others; those that come later are told for a while, too."""
+        now = time.monotonic()
+        self._condemned = {digest: until for digest, until in self._condemned.items() if until > now}
+        self._condemned[message.digest] = now + self._start.condemned_seconds
+        for worker in self._workers.values():
+            if worker is not source:
+                worker.stream.send(message)
+
+    # Telling them
+
+    async def publish(self, routes: Routes) -> None:
+        """Send the routes to every worker and wait until each routes by them, or is gone."""
+        self._routes = routes
+        self.tell(routes)
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(
+                        lambda: all(
+                            worker.applied >= routes.epoch for worker in self._workers.values() if worker.said_hello
+                        )
+                    ),
+                    APPLY_SECONDS,
+                )
+            except TimeoutError:
+                log.warning("a worker did not take routing table %d within %g s", routes.epoch, APPLY_SECONDS)
+
+    def tell(self, message: Message) -> None:
+        """Send a message to every worker."""
+        for worker in self._workers.values():
+            worker.stream.send(message)
+
+    # Asking them
+
+    async def _ask_all(self, question: Callable[[int], Message]) -> set[_Worker]:
+        """Ask every worker and wait for the answers; those that did not answer in time."""
+        ticket = next(self._tickets)
+        asked = set(self._workers.values())
+        if not asked:
+            return asked
+        done = asyncio.Event()
+        self._awaited[ticket] = asked, done
+        message = question(ticket)
+        for worker in asked:
+            worker.stream.send(message)
+        try:
+            await asyncio.wait_for(done.wait(), REPLY_SECONDS)
+        except TimeoutError:
+            log.warning("a worker did not answer %s within %g s", type(message).__name__, REPLY_SECONDS)
+        finally:
+            del self._awaited[ticket]
+        return asked
+
+    def _replied(self, worker: _Worker, ticket: int) -> None:
+        if ticket in self._awaited:
+            waiting, done = self._awaited[ticket]
+            waiting.discard(worker)
+            if not waiting:
+                done.set()
+
+    async def counters(self) -> list[VersionCounters]:
+        """What all workers counted, also those that are gone; a worker that does not answer counts as it last did."""
+        await self._ask_all(lambda ticket: Collect(ticket=ticket))
+        self._lost_counts = metrics.summed([self._lost_counts])
+        for lost in self._lost_counts:
+            lost.pending = 0
+        return metrics.summed([self._lost_counts, *(worker.counts for worker in self._workers.values())])
+
+    async def usage(self) -> dict[Key, tuple[float, int]]:
+        """For each version when it was last used, of the monotonic clock, and how many requests are under way."""
+        silent = await self._ask_all(lambda ticket: AskUsage(ticket=ticket))
+        used: dict[Key, tuple[float, int]] = {}
+        for worker in self._workers.values():
+            for model, version, last, under_way in worker.used:
+                # Of a worker that does not answer nobody knows whether it has requests: to be on the safe side, yes.
+                known_last, known = used.get((model, version), (0.0, 0))
+                used[model, version] = max(known_last, last), known + under_way + (worker in silent)
+        return used

@@ -1,0 +1,224 @@
+import asyncio
+
+import pytest
+from stage import PATIENCE, Stage, artifact, staged
+
+from gateway.errors import OutOfMemory, VersionNotFound
+from gateway.lifecycle import residency as module
+from gateway.lifecycle.state import State
+
+BUDGET = {"cpu": 30}
+
+
+def of_ten_bytes(stage: Stage) -> None:
+    """Every model takes ten bytes, and that is known."""
+    stage.footprints.guess = 10
+    stage.node.private = dict.fromkeys("abcdef", 10)
+
+
+async def wake(stage: Stage, name: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await stage.manager.wake(name, 1)
+
+
+async def test_at_the_start_as_many_are_loaded_as_there_is_room_for() -> None:
+    async with staged(*map(artifact, "abcde"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        assert sorted(stage.states().values()) == ["COLD", "COLD", "READY", "READY", "READY"]
+        assert stage.manager.settled
+        assert not stage.residency.account.evictions
+
+
+async def test_pinned_models_are_loaded_first_and_never_evicted() -> None:
+    pinned = [artifact(name, pinned=True) for name in "de"]
+    async with staged(*map(artifact, "abc"), *pinned, budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        for name in "abcabc":
+            await wake(stage, name)
+        states = stage.states()
+        assert (states["d/1"], states["e/1"]) == ("READY", "READY")
+        assert sorted(states.values()) == ["COLD", "COLD", "READY", "READY", "READY"]
+
+
+async def test_a_cold_model_is_loaded_for_a_request_and_the_least_recently_used_one_goes() -> None:
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.usage = {("a", 1): (3.0, 0), ("b", 1): (1.0, 0), ("c", 1): (2.0, 0)}
+        await wake(stage, "d")
+        assert stage.states() == {"a/1": "READY", "b/1": "COLD", "c/1": "READY", "d/1": "READY"}
+        assert stage.residency.account.evictions == {("b", 1): 1}
+        assert stage.residency.account.reclaimed == {"cpu": 10}
+
+
+async def test_the_memory_is_back_before_the_next_model_is_started() -> None:
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.log.clear()
+        await wake(stage, "d")
+        stopped = next(index for index, line in enumerate(stage.log) if line.startswith("stop"))
+        started = next(index for index, line in enumerate(stage.log) if line.startswith("spawn"))
+        assert stopped < started
+        assert len(stage.node.running) == 3
+
+
+async def test_the_routes_say_cold_while_a_model_goes_cold_so_that_requests_wait() -> None:
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.tables.clear()
+        await wake(stage, "d")
+        seen = {route.state for table in stage.tables for route in table}
+        assert seen == {"READY", "COLD"}
+
+
+async def test_a_model_in_use_is_not_evicted_but_waited_for() -> None:
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.usage = {(name, 1): (1.0, 1) for name in "abc"}
+        waking = asyncio.create_task(wake(stage, "d"))
+        await stage.until_quiet()
+        assert not waking.done()
+        assert stage.states()["d/1"] == "COLD"
+        stage.usage[("c", 1)] = (1.0, 0)
+        await waking
+        assert stage.states()["c/1"] == "COLD"
+
+
+async def test_where_everything_stays_in_use_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.usage = {(name, 1): (1.0, 1) for name in "abc"}
+        with pytest.raises(OutOfMemory, match="in use"):
+            await wake(stage, "d")
+        assert stage.states()["d/1"] == "COLD", "its next request tries again"
+
+
+async def test_what_can_never_fit_is_failed_with_both_numbers() -> None:
+    async with staged(artifact("a"), budgets=BUDGET) as stage:
+        stage.footprints.guess = 31
+        await stage.serve()
+        route = stage.tables[-1][0]
+        assert (route.state, route.refusal) == ("FAILED", "out_of_memory")
+        assert route.reason == "it needs 31 B of memory and the budget is 30 B"
+        assert not stage.node.spawned
+
+
+async def test_what_turns_out_never_to_fit_is_failed_and_ended() -> None:
+    async with staged(artifact("a"), budgets=BUDGET) as stage:
+        stage.node.private = {"a": 31}
+        await stage.serve()
+        route = stage.tables[-1][0]
+        assert (route.state, route.refusal) == ("FAILED", "out_of_memory")
+        assert not stage.node.running
+        assert not stage.residency.account.held
+
+
+async def test_a_measured_footprint_counts_from_then_on_also_for_the_next_start() -> None:
+    async with staged(*map(artifact, "ab"), budgets=BUDGET) as stage:
+        stage.node.private = {"a": 20, "b": 20}
+        await stage.serve()
+        assert stage.footprints.known == {"a": 20, "b": 20}
+        await stage.manager.look_at_memory(stage.ask_usage)
+        assert sorted(stage.states().values()) == ["COLD", "READY"], "together they are over the budget"
+
+
+async def test_a_model_that_grows_over_the_budget_makes_others_go() -> None:
+    async with staged(*map(artifact, "abc"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.usage = {("a", 1): (9.0, 1), ("b", 1): (1.0, 0), ("c", 1): (2.0, 0)}
+        stage.node.grown = {"a": 5}
+        await stage.manager.look_at_memory(stage.ask_usage)
+        assert stage.states() == {"a/1": "READY", "b/1": "COLD", "c/1": "READY"}
+
+
+async def test_an_instance_over_its_memory_limit_is_ended_alone_and_its_requests_are_told() -> None:
+    async with staged(artifact("a", memory_limit=15), artifact("b")) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.node.grown = {"a": 5, "b": 50}
+        await stage.manager.look_at_memory(stage.ask_usage)
+        assert not stage.died
+        stage.node.grown = {"a": 6, "b": 50}
+        await stage.manager.look_at_memory(stage.ask_usage)
+        stage.node.grown = {}
+        await stage.until(lambda: len(stage.node.running) == 2)
+        assert [(died.instance.split("#")[0], died.error_code) for died in stage.died] == [("a/1", "out_of_memory")]
+        assert "15 B" in stage.died[0].reason
+
+
+async def test_a_replacement_is_measured_too() -> None:
+    async with staged(artifact("a", memory_limit=15)) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.node.end(stage.node.spawned[0], -9)
+        await stage.until(lambda: stage.routed("a") == ["a/1#0.1"])
+        await stage.manager.look_at_memory(stage.ask_usage)
+        stage.node.grown = {"a": 6}
+        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.until_quiet()
+        assert [died.error_code for died in stage.died] == ["instance_died", "out_of_memory"]
+
+
+async def test_a_model_idle_for_longer_than_its_idle_ttl_goes_cold() -> None:
+    async with staged(artifact("a", idle_ttl=5.0), artifact("b")) as stage:
+        await stage.serve()
+        now = asyncio.get_running_loop().time()
+        stage.version("a").ready_since = now - 100
+        for last_used, under_way, expected in ((now - 1, 0, "READY"), (now - 9, 1, "READY"), (now - 9, 0, "COLD")):
+            stage.usage = {("a", 1): (last_used, under_way)}
+            await stage.manager.look_at_memory(stage.ask_usage)
+            await stage.publish()
+            assert stage.states() == {"a/1": expected, "b/1": "READY"}
+
+
+async def test_waking_is_done_once_however_many_ask() -> None:
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        spawned = len(stage.node.spawned)
+        await asyncio.gather(*(wake(stage, "d") for _ in range(10)))
+        assert len(stage.node.spawned) == spawned + 1
+
+
+async def test_a_cold_version_that_fails_to_load_says_why_and_one_that_is_gone_too() -> None:
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.node.on_spawn = lambda instance: stage.node.fail(instance, "torn file")
+        with pytest.raises(Exception, match="torn file"):
+            await wake(stage, "d")
+        assert stage.states()["d/1"] == "FAILED"
+        with pytest.raises(VersionNotFound):
+            await stage.manager.wake("d", 2)
+
+
+async def test_many_models_are_woken_at_random_and_the_budget_is_kept_throughout() -> None:
+    names = "abcdef"
+    async with staged(*map(artifact, names), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        for turn in range(60):
+            chosen = [names[(turn * 5 + step) % 6] for step in range(3)]
+            await asyncio.gather(*(wake(stage, name) for name in chosen))
+            assert len(stage.node.running) <= 3
+            assert sum(holds["cpu"] for holds in stage.residency.account.held.values()) <= 30
+
+
+async def test_a_cold_version_is_unloaded_and_loaded_like_any_other() -> None:
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        await stage.manager.unload("d")
+        assert stage.states()["d/1"] == "UNLOADED"
+        await stage.load("d")
+        assert stage.states()["d/1"] == "READY"
+        assert stage.version("d").state is State.READY
+        assert len(stage.node.running) == 3

@@ -1,0 +1,84 @@
+"""How a gateway ends, and what its workers ask of it."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def test_at_sigterm_requests_under_way_are_answered_and_the_exit_code_is_0(
+    start_gateway: Callable[..., Any], helpers: Any
+) -> None:
+    with start_gateway(["slow"]) as gateway:
+        slow = gateway.slow(1.0)
+        with gateway.connect() as connection:
+            connection.send(slow)
+            helpers.until(lambda: gateway.metrics().of("gateway_pending_requests", model="slow"), 5)
+            gateway.process.send_signal(signal.SIGTERM)
+            assert connection.response().status == 200
+        assert gateway.process.wait(10) == 0
+        assert not gateway.processes()
+
+
+def test_at_sigterm_a_connection_that_is_open_hears_at_once_that_the_server_is_not_ready(
+    start_gateway: Callable[..., Any], helpers: Any
+) -> None:
+    with start_gateway(["slow"]) as gateway:
+        slow = gateway.slow(1.5)
+        ready = gateway.request("GET", "/v2/health/ready")
+        with gateway.connect() as connection, gateway.connect() as pipelined:
+            assert pipelined.ask(ready).status == 200
+            connection.send(slow)
+            # On a connection with a request under way the next one is answered even while the server ends.
+            pipelined.send(gateway.slow(0.1) + ready)
+            helpers.until(lambda: gateway.metrics().of("gateway_pending_requests", model="slow") == 2, 5)
+            gateway.process.send_signal(signal.SIGTERM)
+            assert connection.response().status == 200
+            assert pipelined.response().status == 200
+        assert gateway.process.wait(10) == 0
+
+
+def test_requests_that_take_longer_than_the_drain_timeout_do_not_keep_the_server(
+    start_gateway: Callable[..., Any], helpers: Any
+) -> None:
+    with start_gateway(["slow"], "--drain-timeout", "0.5") as gateway:
+        slow = gateway.slow(15.0)
+        with gateway.connect() as connection:
+            connection.send(slow)
+            helpers.until(lambda: gateway.metrics().of("gateway_pending_requests", model="slow"), 5)
+            started = time.monotonic()
+            gateway.process.send_signal(signal.SIGTERM)
+            assert gateway.process.wait(10) == 0
+            assert time.monotonic() - started < 8
+        assert not gateway.processes()
+
+
+def test_a_second_sigterm_ends_it_now(start_gateway: Callable[..., Any], helpers: Any) -> None:
+    with start_gateway(["slow"]) as gateway:
+        slow = gateway.slow(20.0)
+        with gateway.connect() as connection:
+            connection.send(slow)
+            helpers.until(lambda: gateway.metrics().of("gateway_pending_requests", model="slow"), 5)
+            gateway.process.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):  # it waits for the request
+                gateway.process.wait(0.5)
+            gateway.process.send_signal(signal.SIGTERM)
+            assert gateway.process.wait(2) == 1
+        helpers.until(lambda: not gateway.processes(), 2)
+        assert "ended at once" in gateway.log.read_text()
+
+
+def test_a_signal_that_comes_twice_in_a_moment_is_one_wish(start_gateway: Callable[..., Any], helpers: Any) -> None:
+    """As `timeout` and terminals send it: to the process, and to its group."""
+    with start_gateway(["slow"]) as gateway:
+        slow = gateway.slow(0.7)
+        with gateway.connect() as connection:
+            connection.send(slow)
+            helpers.until(lambda: gateway.metrics().of("gateway_pending_requests", model="slow"), 5)
+            gateway.process.send_signal(signal.SIGTERM)
+            gateway.process.send_signal(signal.SIGINT)
+            assert connection.response().status == 200
+        assert gateway.process.wait(10) == 0
