@@ -126,6 +126,7 @@ class Workers:
     async def stop(self, grace: float) -> None:
         """Have all workers finish their requests and end, within so many seconds."""
         self._stopping = True
+        self._socket.close()  # when the workers have closed theirs, too, connections are refused
         for worker in self._workers.values():
             worker.stream.close()
         loop = asyncio.get_running_loop()
