@@ -50,6 +50,10 @@ class FakeNode:
     def devices(self) -> Sequence[Device]:
         return self._devices
 
+    async def cuda(self, framework: str) -> bool:
+        assert framework
+        return True
+
     async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
         await asyncio.sleep(0)  # as the real one, which waits for its runner
         if self.before_spawn:

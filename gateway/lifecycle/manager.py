@@ -174,8 +174,9 @@ class Manager:
         artifact = version.artifact
         if artifact.problem:
             raise LoadFailed(artifact.problem)
+        cuda = await self._node.cuda(artifact.framework)
         # Counted from now on, so that models which load together are spread over the devices.
-        version.devices = place(artifact.config.groups, self._node.devices(), self._load_by_device())
+        version.devices = place(artifact.config.groups, self._node.devices(), self._load_by_device(), cuda=cuda)
         failures: list[BaseException] = []
         async with self._loading:
             try:

@@ -45,6 +45,9 @@ class Node(Protocol):
     def devices(self) -> Sequence[Device]:
         """What instances can be placed on."""
 
+    async def cuda(self, framework: str) -> bool:
+        """Whether this build of a framework can use GPUs. LoadFailed if it cannot be imported."""
+
     async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
         """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started."""
 
