@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import: TensorFlow reads it once
-# A GPU is shared by processes; without this, whatever opens it first in one of them takes all its memory.
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import numpy as np
 import tensorflow as tf
@@ -52,8 +50,11 @@ class TensorFlowBackend:
     def load(self, artifact: Path, config: ModelConfig, device: str) -> TensorFlowModel:
         """Load the SavedModel in a directory; LoadFailed tells the user what to do."""
         _check_directory(artifact)
-        if device != "cpu" and not tf.config.list_physical_devices("GPU"):
-            raise LoadFailed(_no_gpu())
+        if device != "cpu":
+            # Processes share a GPU; without this the first use of it in one of them would take all its memory.
+            os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+            if not tf.config.list_physical_devices("GPU"):
+                raise LoadFailed(_no_gpu())
         try:
             loader = loader_impl.SavedModelLoader(str(artifact))
             meta_graphs = loader.saved_model.meta_graphs
