@@ -11,7 +11,7 @@ from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.metrics import BATCH_BOUNDS, DURATION_BOUNDS, STAGE_BOUNDS, STAGES, Histogram, VersionCounters
-from gateway.nodes.node import Footprint, Instance
+from gateway.nodes.node import DeviceMemory, Footprint, Instance
 
 _VERSION = ["model", "version", "framework"]
 
@@ -36,6 +36,7 @@ class GatewayCollector(Collector):
         memory: Mapping[Instance, Footprint],
         account: Account,
         restarts: Mapping[tuple[str, str], int],
+        gpus: Mapping[str, DeviceMemory],
     ) -> None:
         self._counters = [(counter, [counter.model, counter.version, counter.framework]) for counter in counters]
         self._versions = [
@@ -45,6 +46,7 @@ class GatewayCollector(Collector):
         self._memory = memory
         self._account = account
         self._restarts = restarts
+        self._gpus = gpus
 
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client."""
@@ -169,7 +171,14 @@ class GatewayCollector(Collector):
                 held.add_metric([*labels, device], size)
             if number := self._account.evictions[version.key]:
                 evictions.add_metric(labels, number)
-        yield from (budget, held, evictions, reclaimed)
+        devices = GaugeMetricFamily(
+            "gateway_device_memory_bytes", "Memory of a GPU, taken by whomever.", labels=["device", "kind"]
+        )
+        for device, memory in self._gpus.items():
+            devices.add_metric([device, "total"], memory.total)
+            devices.add_metric([device, "free"], memory.free)
+            devices.add_metric([device, "used"], memory.used)
+        yield from (budget, held, evictions, reclaimed, devices)
 
 
 def exposition(collector: GatewayCollector) -> bytes:

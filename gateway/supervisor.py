@@ -52,9 +52,7 @@ class Supervisor:
         keeper = Keeper(
             self._node, self._publish, self.workers.tell, settings.load_timeout, max(settings.drain_timeout, 1.0)
         )
-        self.residency = Residency(
-            self._node, self._budgets(), Footprints(settings.state_directory), self.workers.usage
-        )
+        self.residency = Residency(self._node, {}, Footprints(settings.state_directory), self.workers.usage)
         self.manager = Manager(self._node, keeper, self.residency, self._publish, on_settled)
         self._epoch = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,11 +62,11 @@ class Supervisor:
         self._stopped_at = 0.0
         self.exit_code = 0
 
-    def _budgets(self) -> dict[str, int]:
+    async def _budgets(self) -> dict[str, int]:
         """Bytes that all instances together may have, by device."""
         budgets = {"cpu": self.settings.memory_budget or int(available_memory() * SHARE_OF_FREE)}
-        for device, free in self._node.free().items():
-            budgets[device] = self.settings.gpu_memory_budget or int(free * SHARE_OF_FREE)
+        for device, memory in (await self._node.memory()).items():
+            budgets[device] = self.settings.gpu_memory_budget or int(memory.free * SHARE_OF_FREE)
         return budgets
 
     def stop(self) -> None:
@@ -90,6 +88,7 @@ class Supervisor:
     async def start(self) -> None:
         """Start everything; returns when every worker listens and every model is READY, COLD or FAILED."""
         self.workers.start()
+        self.residency.account.budgets = await self._budgets()
         settings = self.settings
         inventories = changes(settings.model_store, settings.watch, settings.settle_seconds)
         inventory = await anext(inventories)
@@ -191,7 +190,8 @@ class Supervisor:
         versions = list(self.manager.versions.values())
         memory = await self._node.footprints([each for version in versions for each in version.instances])
         restarts = self.manager.keeper.restarts
-        return exposition(GatewayCollector(counters, versions, memory, self.residency.account, restarts))
+        gpus = await self._node.memory()
+        return exposition(GatewayCollector(counters, versions, memory, self.residency.account, restarts, gpus))
 
 
 async def supervise(

@@ -13,7 +13,7 @@ from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.metrics import DURATION_BOUNDS, Timings, VersionCounters
-from gateway.nodes.node import Footprint, Instance
+from gateway.nodes.node import DeviceMemory, Footprint, Instance
 from gateway.store.manifest import ModelConfig
 from gateway.store.source import Artifact
 
@@ -54,7 +54,9 @@ def scrape(*counted: VersionCounters) -> dict[str, Metric]:
         account = Account({"cpu": 1000, "cuda:0": 9000}, {version: {"cpu": 300, "cuda:0": 5000}})
         account.evictions[version.key] = 3
         account.reclaimed["cpu"] = 77
-        collector = GatewayCollector(counted, [version], memory, account, {(version.title, "signal 9"): 2})
+        collector = GatewayCollector(
+            counted, [version], memory, account, {(version.title, "signal 9"): 2}, {"cuda:0": DeviceMemory(9, 5, 4)}
+        )
         text = exposition(collector).decode()
     finally:
         loop.close()
@@ -98,6 +100,11 @@ def test_the_budget_of_each_device_is_told() -> None:
     ):
         samples = [each for each in families[name].samples if not each.name.endswith("_created")]
         assert {each.labels["device"]: each.value for each in samples} == expected
+
+
+def test_the_memory_of_each_gpu_is_told() -> None:
+    samples = scrape(counters())["gateway_device_memory_bytes"].samples
+    assert {each.labels["kind"]: each.value for each in samples} == {"total": 9, "free": 5, "used": 4}
 
 
 def test_an_instance_that_ended_is_left_out() -> None:
@@ -148,7 +155,7 @@ def test_buckets_hold_what_was_observed() -> None:
 
 
 def test_an_empty_gateway_can_be_scraped() -> None:
-    assert isinstance(exposition(GatewayCollector([], [], {}, Account(), {})), bytes)
+    assert isinstance(exposition(GatewayCollector([], [], {}, Account(), {}, {})), bytes)
 
 
 def test_no_series_stands_twice() -> None:

@@ -20,7 +20,7 @@ LAYERS = """
     gateway.lifecycle.placement gateway.instance.backend
     gateway.ipc.channel gateway.instance.connection gateway.instance.batching gateway.instance.proof
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
-    gateway.instance.runner gateway.nodes.node
+    gateway.instance.runner gateway.nodes.node gateway.nodes.gpus
     gateway.nodes.local gateway.lifecycle.manager
     gateway.exposition gateway.routing
     gateway.http.*

@@ -5,7 +5,9 @@ from stage import PATIENCE, Stage, artifact, staged
 
 from gateway.errors import OutOfMemory, VersionNotFound
 from gateway.lifecycle import residency as module
+from gateway.lifecycle.placement import CPU, LEAST_BYTES, Device
 from gateway.lifecycle.state import State
+from gateway.nodes.node import DeviceMemory
 
 BUDGET = {"cpu": 30}
 
@@ -209,7 +211,7 @@ async def test_many_models_are_woken_at_random_and_the_budget_is_kept_throughout
             chosen = [names[(turn * 5 + step) % 6] for step in range(3)]
             await asyncio.gather(*(wake(stage, name) for name in chosen))
             assert len(stage.node.running) <= 3
-            assert sum(holds["cpu"] for holds in stage.residency.account.held.values()) <= 30
+            assert sum(holds.get("cpu", 0) for holds in stage.residency.account.held.values()) <= 30
 
 
 async def test_a_cold_version_is_unloaded_and_loaded_like_any_other() -> None:
@@ -222,3 +224,26 @@ async def test_a_cold_version_is_unloaded_and_loaded_like_any_other() -> None:
         assert stage.states()["d/1"] == "READY"
         assert stage.version("d").state is State.READY
         assert len(stage.node.running) == 3
+
+
+GPUS = [CPU, Device("cuda:0", "a"), Device("cuda:1", "b")]
+
+
+async def test_models_that_load_together_go_where_memory_is_free_less_what_is_promised() -> None:
+    async with staged(*map(artifact, "abc"), devices=GPUS) as stage:
+        stage.node.gpu_memory = {
+            "cuda:0": DeviceMemory(4 * LEAST_BYTES, 3 * LEAST_BYTES, LEAST_BYTES),
+            "cuda:1": DeviceMemory(4 * LEAST_BYTES, 2 * LEAST_BYTES - 1, LEAST_BYTES),
+        }
+        await stage.serve()
+        assert sorted(each.device.name for each in stage.node.spawned) == ["cuda:0", "cuda:0", "cuda:1"]
+
+
+async def test_an_instance_whose_gpu_is_lost_is_replaced_on_another() -> None:
+    async with staged(artifact("a"), devices=list(GPUS)) as stage:
+        await stage.serve()
+        lost = stage.node.spawned[0].device
+        stage.node.lose(lost)
+        stage.node.end(stage.node.spawned[0], -9)
+        await stage.until(lambda: stage.routed("a") == ["a/1#0.1"])
+        assert stage.node.spawned[1].device.name == ("cuda:1" if lost.name == "cuda:0" else "cuda:0")

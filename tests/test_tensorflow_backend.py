@@ -465,3 +465,22 @@ def test_a_model_without_signatures_is_told_how_to_get_one(store: Path, tmp_path
     path = edited(store / "zoo", tmp_path / "none", lambda meta: meta.signature_def.clear())
     with pytest.raises(LoadFailed, match=r"no signature that can be called. Export it again"):
         TensorFlowBackend().load(path, CONFIG, "cpu")
+
+
+def test_a_model_says_what_tensorflow_has_taken_on_the_gpu_and_nothing_where_there_is_none(
+    store: Path, monkeypatch: Any
+) -> None:
+    model = TensorFlowBackend().load(store / "zoo", CONFIG, "cpu")
+    assert model.device_memory() is None
+    model.on_gpu = True
+    if not tf.config.list_physical_devices("GPU"):
+        assert model.device_memory() is None
+    taken = {"GPU:0": {"current": 5, "peak": 7}}
+    monkeypatch.setattr(tf.config.experimental, "get_memory_info", lambda device: taken[device])
+    assert model.device_memory() == 7
+
+
+@pytest.mark.skipif(tf.test.is_built_with_cuda(), reason="this TensorFlow has CUDA")
+def test_a_gpu_is_refused_by_a_build_for_the_cpu(store: Path) -> None:
+    with pytest.raises(LoadFailed, match=r"^TensorFlow \S+ is a build for the CPU only; install one with CUDA, or"):
+        TensorFlowBackend().load(store / "zoo", CONFIG, "cuda:0")

@@ -438,3 +438,20 @@ def test_importing_the_backend_starts_no_thread() -> None:
         [sys.executable, "-c", code], env=os.environ | one, capture_output=True, text=True, check=True
     )
     assert done.stdout == "1\n"
+
+
+def test_a_model_says_what_the_allocator_of_its_own_gpu_holds_and_nothing_on_the_cpu(
+    load: Any, monkeypatch: Any
+) -> None:
+    model = load(mlp())
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: {torch.device("cuda:0"): 7}[device])
+    assert model.device_memory() is None
+    model._device = torch.device("cuda:0")  # noqa: SLF001 - there is no GPU here to load it on
+    assert model.device_memory() == 7
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
+def test_a_gpu_is_refused_by_a_build_for_the_cpu(tmp_path: Path) -> None:
+    torch.jit.script(mlp()).save(str(tmp_path / "model.pt"))
+    with pytest.raises(LoadFailed, match=r"^PyTorch \S+ is a build for the CPU only; install one with CUDA, or"):
+        TorchBackend().load(tmp_path / "model.pt", ModelConfig(), "cuda:0")

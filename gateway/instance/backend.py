@@ -35,6 +35,9 @@ class LoadedModel(Protocol):
     def example(self, signature: str) -> dict[str, Array] | None:
         """One plausible request of one row, that `execute` accepted; None where none is known."""
 
+    def device_memory(self) -> int | None:
+        """Bytes that the framework has taken on the GPU; None on the CPU, or where it does not tell. Never raises."""
+
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests must not be joined whatever a test shows (state, control flow on values); else None."""
 
@@ -43,6 +46,8 @@ class Backend(Protocol):
     """One framework, imported. Constructing it runs no operation of the framework and starts no thread."""
 
     framework: str
+    cuda: bool
+    """Whether this build of the framework can use GPUs; known without touching one."""
 
     def load(self, artifact: Path, config: ModelConfig, device: str) -> LoadedModel:
         """Load an artifact onto `device` ("cpu", or "cuda:0" in a process that sees one GPU).

@@ -46,6 +46,7 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket) -> int:
             batching=batching,
             notes=model.notes,
             load_seconds=time.perf_counter() - started,
+            device_memory=model.device_memory(),
         ),
     )
     # The supervisor says nothing but Stop, and its silence at the end of the stream means the same.

@@ -124,7 +124,7 @@ def main() -> None:
     with quiet_unless_it_fails():
         backend = import_backend(framework)
     control = socket.socket(fileno=control_fd)
-    control.send(pack(RunnerReady(seconds=time.perf_counter() - started)))
+    control.send(pack(RunnerReady(seconds=time.perf_counter() - started, cuda=backend.cuda)))
     # What is alive now is shared by all children: keep the collector from touching, and so copying, its pages.
     gc.collect()
     gc.freeze()

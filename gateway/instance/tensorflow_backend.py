@@ -45,10 +45,16 @@ class TensorFlowBackend:
     """TensorFlow, imported; nothing of it runs before a model is loaded."""
 
     framework = "tensorflow"
+    cuda: bool = tf.test.is_built_with_cuda()
 
     def load(self, artifact: Path, config: ModelConfig, device: str) -> TensorFlowModel:
         """Load the SavedModel in a directory; LoadFailed tells the user what to do."""
         _check_directory(artifact)
+        if device != "cpu":
+            # Processes share a GPU; without this the first use of it in one of them would take all its memory.
+            os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
+            if not tf.config.list_physical_devices("GPU"):
+                raise LoadFailed(_no_gpu())
         try:
             loader = loader_impl.SavedModelLoader(str(artifact))
             meta_graphs = loader.saved_model.meta_graphs
@@ -73,7 +79,15 @@ class TensorFlowBackend:
             model.notes.append(
                 "Loaded as a TensorFlow 2 object, because it does not open in a session; calls are slower."
             )
+        model.on_gpu = device != "cpu"
         return model
+
+
+def _no_gpu() -> str:
+    """Why there is no GPU for TensorFlow in a process that was given one; it would run on the CPU and not say so."""
+    if not TensorFlowBackend.cuda:
+        return f"TensorFlow {tf.__version__} is a build for the CPU only; install one with CUDA, or set kind: cpu"
+    return f"TensorFlow {tf.__version__} finds no GPU that it can use; it also needs the CUDA libraries it is built for"
 
 
 def _threads(config: ModelConfig) -> int:

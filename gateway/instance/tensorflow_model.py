@@ -116,6 +116,7 @@ class TensorFlowModel:
     """A SavedModel in memory."""
 
     platform = "tensorflow_savedmodel"
+    on_gpu = False
 
     def __init__(self, entries: dict[str, Entry], default: str, graph: Any, prepare: Callable[[Plan], Call]) -> None:
         reader = GraphReader(graph)
@@ -159,6 +160,15 @@ class TensorFlowModel:
             else:
                 return inputs
         return None
+
+    def device_memory(self) -> int | None:
+        """The most that TensorFlow has had in use on the GPU, for what it has taken once it does not give back."""
+        if not self.on_gpu:
+            return None
+        try:
+            return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+        except (ValueError, RuntimeError, tf.errors.OpError):
+            return None
 
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests to this signature must not be joined whatever a test shows; else None."""

@@ -31,11 +31,14 @@ class TorchBackend:
     """Loads TorchScript archives."""
 
     framework = "pytorch"
+    cuda = torch.version.cuda is not None
 
     def load(self, artifact: Path, config: ModelConfig, device: str) -> "TorchScriptModel":
         """Load a TorchScript archive; see `Backend.load`."""
         if not artifact.is_file():
             raise LoadFailed("the artifact is not a file; a TorchScript model is one file such as model.pt")
+        if device != "cpu" and not torch.cuda.is_available():
+            raise LoadFailed(torch_errors.no_gpu())
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2) if config.threads == "auto" else config.threads)
         # The profiling executor compiles a model again for its first calls and for new shapes: 8 to 30 ms each on a
         # tiny MLP with batches of 1 to 32, 20 µs of noise after that. Without it the first call takes 1 ms, the median
@@ -151,6 +154,10 @@ class TorchScriptModel:
         if signature != SIGNATURE or self._example is None:
             return None
         return {name: array.copy() for name, array in self._example.items()}
+
+    def device_memory(self) -> int | None:
+        """What PyTorch's allocator holds on the GPU; see `LoadedModel.device_memory`."""
+        return None if self._device is None else int(torch.cuda.memory_reserved(self._device))
 
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests must not be joined; see `LoadedModel.batching_obstacle`."""

@@ -55,6 +55,13 @@ def unreadable(error: Exception) -> LoadFailed:
     return LoadFailed(f"PyTorch {torch.__version__} cannot open the TorchScript archive: {clean(error)}")
 
 
+def no_gpu() -> str:
+    """Why there is no GPU for PyTorch in a process that was given one."""
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is a build for the CPU only; install one with CUDA, or set kind: cpu"
+    return f"PyTorch {torch.__version__} finds no GPU that it can use; it is built for CUDA {torch.version.cuda}"
+
+
 def refusal(path: Path) -> str | None:
     """Why a file that PyTorch could not open is no TorchScript archive; None if it looks like one.
 

@@ -54,6 +54,8 @@ class RunnerReady(Message):
     """Runner → supervisor: the framework is imported."""
 
     seconds: float
+    cuda: bool = False
+    """Whether this build of it can use GPUs."""
 
 
 class Exited(Message):
@@ -83,6 +85,8 @@ class Ready(Message):
     batching: Batching
     notes: list[str]
     load_seconds: float
+    device_memory: int | None = None
+    """Bytes that the framework has taken on the instance's GPU; None on the CPU or where it does not tell."""
     sandbox: str = ""
     """What protects the rest from the model, and what the kernel lacks for it: one sentence."""
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, LoadFailed
 from gateway.ipc.messages import Died, Ready
-from gateway.lifecycle.placement import Device
+from gateway.lifecycle.placement import Device, place
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.nodes.node import Instance, Node
@@ -168,7 +168,8 @@ class Keeper:
         """Start an instance in a dead one's place and publish it; if none can be started, give the version up."""
         while version.is_ready() and not self._closing:
             try:
-                another, ready = await self._start_patiently(version, dead.index, dead.device, GatewayError)
+                device = await self._device_for(version, dead)
+                another, ready = await self._start_patiently(version, dead.index, device, GatewayError)
             except GatewayError as error:
                 if version.instances:
                     continue  # the others serve on; this one is tried again, ever more slowly
@@ -183,6 +184,15 @@ class Keeper:
             self._watch(version, another)
             await self._publish()
             return
+
+    async def _device_for(self, version: Version, dead: Instance) -> Device:
+        """The device of a dead instance, or if that is lost the one that its successor would be given now."""
+        devices = self._node.devices()
+        if any(device.name == dead.device.name for device in devices):
+            return dead.device
+        load = Counter(instance.device.name for instance in version.instances)
+        cuda = await self._node.cuda(version.artifact.framework)
+        return place(version.artifact.config.groups, devices, load, cuda=cuda)[dead.index]
 
     async def _give_up(self, version: Version, reason: str) -> None:
         """A version whose instances cannot be started is FAILED, and what is left of it ended."""

@@ -11,7 +11,7 @@ import msgspec
 from gateway.errors import GatewayError, LoadFailed, ModelNotFound, ModelNotReady, OutOfMemory, VersionNotFound
 from gateway.ipc.messages import VersionRoute
 from gateway.lifecycle.keeper import Keeper
-from gateway.lifecycle.placement import place
+from gateway.lifecycle.placement import LEAST_BYTES, place
 from gateway.lifecycle.policy import aspired, labels_of, to_drain
 from gateway.lifecycle.residency import NoRoom, Residency
 from gateway.lifecycle.state import State
@@ -212,6 +212,7 @@ class Manager:
             version.become(State.READY)
             self.keeper.watch(version)
         else:
+            self.residency.release(version)
             version.devices.clear()
             version.become(State.COLD, version.reason or _COLD)
         version.dormant = False
@@ -231,8 +232,13 @@ class Manager:
         artifact = version.artifact
         if artifact.problem:
             raise LoadFailed(artifact.problem)
-        # Counted from now on, so that models which load together are spread over the devices.
-        version.devices = place(artifact.config.groups, self._node.devices(), self._load_by_device())
+        cuda = await self._node.cuda(artifact.framework)
+        need = await self.residency.need_on_gpu(version)
+        memory = await self._node.memory()
+        free, load = self.residency.unreserved(memory), self._load_by_device()
+        version.devices = place(artifact.config.groups, self._node.devices(), load, free, need, cuda=cuda)
+        # Noted before anything else is waited for, so that models which load together are spread over the devices.
+        self.residency.reserve(version, need or LEAST_BYTES)
         async with self._loading:
             if not await self.residency.make_room(version, self._evict if evict else None, self._evictable):
                 return False

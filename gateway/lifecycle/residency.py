@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from gateway.errors import OutOfMemory
 from gateway.lifecycle.admission import Resident, admit, excess, never_fits
 from gateway.lifecycle.version import Key, Version
-from gateway.nodes.node import Instance, Node
+from gateway.nodes.node import DeviceMemory, Instance, Node
 from gateway.sizes import format_size
 from gateway.store.source import Artifact
 
@@ -89,7 +89,7 @@ class Residency:
         deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
         async with self._admitting:
             while True:
-                admission = admit(need, self.account.budgets, self._residents())
+                admission = admit(need, self.account.budgets, self._residents(version))
                 if admission.never:
                     raise OutOfMemory(admission.never)
                 if admission.fits:
@@ -98,7 +98,7 @@ class Residency:
                 if evict is None:
                     return False
                 usage = await self._ask_usage()
-                admission = admit(need, self.account.budgets, self._residents(usage, evictable()))
+                admission = admit(need, self.account.budgets, self._residents(version, usage, evictable()))
                 gone = await asyncio.gather(*map(evict, admission.evict))
                 if not any(gone):
                     if asyncio.get_running_loop().time() > deadline:
@@ -106,21 +106,43 @@ class Residency:
                         raise NoRoom(f"it needs {wanted} of memory, and all there is belongs to models in use")
                     await asyncio.sleep(AGAIN_SECONDS)
 
+    async def _digest(self, version: Version) -> str:
+        if version not in self._digests:
+            loop = asyncio.get_running_loop()
+            self._digests[version] = await loop.run_in_executor(None, self._footprints.digest_of, version.artifact)
+        return self._digests[version]
+
+    async def need_on_gpu(self, version: Version) -> int:
+        """Bytes that an instance needs on a GPU, as measured before; 0 if it never was."""
+        return self._footprints.get(f"{await self._digest(version)} gpu") or 0
+
+    def reserve(self, version: Version, on_gpu: int) -> None:
+        """Note at once, before anything is waited for, what a version that was just placed needs on GPUs."""
+        self.account.held[version] = dict(
+            Counter({device.name: on_gpu for device in version.devices if device.name != "cpu"})
+        )
+
+    def unreserved(self, memory: Mapping[str, DeviceMemory]) -> dict[str, int]:
+        """Bytes by GPU that are free as measured, less what versions that are still loading will take."""
+        free = Counter({name: figures.free for name, figures in memory.items()})
+        for version, holds in self.account.held.items():
+            if version.ready is None:
+                free.subtract({device: size for device, size in holds.items() if device in free})
+        return dict(free)
+
     async def _need(self, version: Version) -> dict[str, int]:
         """Bytes by device; of the host for every instance, of a GPU what was measured there before."""
-        artifact = version.artifact
-        digest = await asyncio.get_running_loop().run_in_executor(None, self._footprints.digest_of, artifact)
-        self._digests[version] = digest
-        each = self._footprints.get(digest) or self._footprints.estimate(artifact)
-        need = Counter({"cpu": each * len(version.devices)})
-        for device in version.devices:
-            if device.name != "cpu":
-                need[device.name] += self._footprints.get(f"{digest} gpu") or self._footprints.estimate(artifact)
-        return dict(need)
+        digest = await self._digest(version)
+        each = self._footprints.get(digest) or self._footprints.estimate(version.artifact)
+        return {**self.account.held.get(version, {}), "cpu": each * len(version.devices)}
 
-    def _residents(self, usage: UsageOf | None = None, evictable: set[Key] | None = None) -> list[Resident]:
+    def _residents(
+        self, but: Version | None = None, usage: UsageOf | None = None, evictable: set[Key] | None = None
+    ) -> list[Resident]:
         found = []
         for version, holds in self.account.held.items():
+            if version is but:
+                continue
             last_used, under_way = (usage or {}).get(version.key, (0.0, 0))
             free = version.key in (evictable or ()) and not under_way
             found.append(Resident(version.key, holds, last_used, evictable=free))

@@ -29,8 +29,9 @@ from gateway.ipc.messages import (
     unpack,
 )
 from gateway.lifecycle.placement import CPU, Device
-from gateway.nodes.memory import read_anonymous, read_memory
-from gateway.nodes.node import Footprint, Instance
+from gateway.nodes.gauge import Gauge
+from gateway.nodes.gpus import Gpus
+from gateway.nodes.node import DeviceMemory, Footprint, Instance
 from gateway.store.source import Artifact
 
 log = logging.getLogger("gateway.node")
@@ -57,7 +58,7 @@ class _Runner:
         self.framework = framework
         self.instances: dict[str, Instance] = {}
         loop = asyncio.get_running_loop()
-        self.imported: asyncio.Future[float] = loop.create_future()
+        self.imported: asyncio.Future[RunnerReady] = loop.create_future()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         arguments = [framework, str(theirs.fileno()), str(os.getpid())]
         self.process = subprocess.Popen(  # noqa: S603 - our own module
@@ -88,7 +89,7 @@ class _Runner:
         message: FromRunner = unpack(data, FromRunner)
         if isinstance(message, RunnerReady):
             log.info("runner %s: imported in %.1f s", self.framework, message.seconds)
-            self.imported.set_result(message.seconds)
+            self.imported.set_result(message)
         elif isinstance(message, Exited):
             _finish(self.instances.pop(message.instance), message.exit_code)
 
@@ -124,8 +125,9 @@ def _finish(instance: Instance, exit_code: int) -> None:
 class LocalNode:
     """Runs instances on this machine. Sockets lie in a private directory that goes when the node is closed."""
 
-    def __init__(self, devices: Sequence[Device] | None = None) -> None:
-        self._devices = list(devices) if devices is not None else [CPU, *find_gpus()]
+    def __init__(self) -> None:
+        self.gpus = Gpus()
+        self.gauge = Gauge(self.gpus)
         self._runners: dict[str, _Runner] = {}
         self._controls: dict[Instance, MessageStream[FromInstance]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,7 +136,12 @@ class LocalNode:
 
     def devices(self) -> Sequence[Device]:
         """What instances can be placed on."""
-        return self._devices
+        return [CPU, *self.gpus.devices()]
+
+    async def cuda(self, framework: str) -> bool:
+        """Whether this build of a framework can use GPUs. LoadFailed if it cannot be imported."""
+        runner = await self._imported(framework)
+        return runner.imported.result().cuda
 
     def warm(self, framework: str) -> None:
         """Begin to import a framework that is going to be wanted."""
@@ -142,14 +149,19 @@ class LocalNode:
         if runner is None or not runner.alive:
             self._runners[framework] = _Runner(framework)
 
-    async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
-        """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started."""
-        self.warm(artifact.framework)
-        runner = self._runners[artifact.framework]
+    async def _imported(self, framework: str) -> _Runner:
+        """The runner of a framework, when it can fork."""
+        self.warm(framework)
+        runner = self._runners[framework]
         try:
             await asyncio.wait_for(asyncio.shield(runner.imported), RUNNER_SECONDS)
         except TimeoutError:
-            raise LoadFailed(f"{artifact.framework} was not imported within {RUNNER_SECONDS:g} s") from None
+            raise LoadFailed(f"{framework} was not imported within {RUNNER_SECONDS:g} s") from None
+        return runner
+
+    async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
+        """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started."""
+        runner = await self._imported(artifact.framework)
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
         name = f"{artifact.model}/{artifact.version}#{index}.{number}"
@@ -203,11 +215,15 @@ class LocalNode:
 
     async def footprints(self, instances: Sequence[Instance]) -> dict[Instance, Footprint]:
         """Measure instances; those that have ended are left out."""
-        return await asyncio.get_running_loop().run_in_executor(None, _measure, list(instances))
+        return await self.gauge.footprints(instances)
 
     async def anonymous(self, instances: Sequence[Instance]) -> dict[Instance, int]:
         """Only the anonymous memory of instances."""
-        return await asyncio.get_running_loop().run_in_executor(None, _anonymous, list(instances))
+        return await self.gauge.anonymous(instances)
+
+    async def memory(self) -> Mapping[str, DeviceMemory]:
+        """The memory of each GPU, as far as it is known."""
+        return await self.gauge.devices()
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""
@@ -220,10 +236,6 @@ class LocalNode:
                 self._runners[instance.framework].socket.send(pack(Kill(instance=instance.name)))
         else:
             control.send(Stop())
-
-    def free(self) -> Mapping[str, int]:
-        """Bytes free on each GPU."""
-        return {}
 
     def kill(self) -> None:
         """End everything now, without waiting."""
@@ -240,34 +252,4 @@ class LocalNode:
         for task in list(self._tasks):
             await task
         shutil.rmtree(self._directory, ignore_errors=True)
-
-
-def _measure(instances: Sequence[Instance]) -> dict[Instance, Footprint]:
-    found = {}
-    for instance in instances:
-        with contextlib.suppress(OSError):
-            private, pss = read_memory(instance.pid)
-            found[instance] = Footprint(private, pss, read_anonymous(instance.pid))
-    return found
-
-
-def _anonymous(instances: Sequence[Instance]) -> dict[Instance, int]:
-    found = {}
-    for instance in instances:
-        with contextlib.suppress(OSError):
-            found[instance] = read_anonymous(instance.pid)
-    return found
-
-
-def find_gpus() -> list[Device]:
-    """The NVIDIA GPUs of this machine; none where the driver or its Python binding is missing."""
-    try:
-        import pynvml  # noqa: PLC0415 - an extra; absent on machines without GPUs
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    return [Device(f"cuda:{index}", str(pynvml.nvmlDeviceGetUUID(handle))) for index, handle in enumerate(handles)]
+        self.gpus.close()

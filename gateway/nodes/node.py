@@ -1,7 +1,7 @@
 """The seam behind which instances run: this machine now, others later."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,11 +55,23 @@ class Footprint:
     """Who says so: nvml | framework; empty without a GPU."""
 
 
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of one device in bytes; `used` is by everybody, not only by the gateway."""
+
+    total: int
+    free: int
+    used: int
+
+
 class Node(Protocol):
     """A machine that runs instances."""
 
     def devices(self) -> Sequence[Device]:
         """What instances can be placed on."""
+
+    async def cuda(self, framework: str) -> bool:
+        """Whether this build of a framework can use GPUs. LoadFailed if it cannot be imported."""
 
     async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
         """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started."""
@@ -69,6 +81,9 @@ class Node(Protocol):
 
     async def anonymous(self, instances: Sequence[Instance]) -> dict[Instance, int]:
         """Only the anonymous memory of instances, in microseconds each."""
+
+    async def memory(self) -> Mapping[str, DeviceMemory]:
+        """The memory of each GPU, as far as it is known."""
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""
