@@ -25,6 +25,7 @@ from gateway.ipc.messages import (
     Routes,
     Start,
 )
+from gateway.lifecycle import policy
 from gateway.lifecycle.manager import Manager, Version
 from gateway.metrics import VersionCounters
 from gateway.nodes.local import LocalNode
@@ -104,7 +105,8 @@ class Supervisor:
         inventory = self._look()
         for sentence in inventory.ignored:
             log.warning("ignored: %s", sentence)
-        aspired = inventory.aspired()
+        models = {artifact.model for artifact in inventory.artifacts}
+        aspired = [artifact for model in sorted(models) for artifact in policy.aspired(inventory.model(model))]
         for framework in {artifact.framework for artifact in aspired if not artifact.problem}:
             self._node.warm(framework)
         for index in range(self.settings.workers):

@@ -13,11 +13,13 @@ ROOT = Path(gateway.__file__).parent
 # Each module imports from lines above its own, or from its own line.
 LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
-    gateway.tensors gateway.settings gateway.ipc.lifeline
+    gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
+    gateway.store.contents gateway.store.regular
     gateway.store.manifest gateway.metrics gateway.lifecycle.state
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
+    gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
-    gateway.lifecycle.placement gateway.instance.backend
+    gateway.lifecycle.placement gateway.lifecycle.policy gateway.instance.backend
     gateway.ipc.channel gateway.instance.connection gateway.instance.batching gateway.instance.proof
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node
@@ -32,11 +34,14 @@ LAYERS = """
 # Functions of their arguments and nothing else.
 PURE = {
     "gateway.errors",
+    "gateway.sizes",
     "gateway.tensors",
     "gateway.ipc.framing",
     "gateway.instance.batching",
     "gateway.lifecycle.state",
     "gateway.lifecycle.placement",
+    "gateway.lifecycle.policy",
+    "gateway.store.settling",
     "gateway.metrics",
     "gateway.http.tensor_json",
     "gateway.http.json_depth",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from gateway.errors import GatewayError, LoadFailed, ModelNotFound
 from gateway.ipc.messages import Ready, VersionRoute
+from gateway.lifecycle import policy
 from gateway.lifecycle.placement import Device, place
 from gateway.lifecycle.state import State, next_state
 from gateway.nodes.node import Instance, Node
@@ -114,7 +115,7 @@ class Manager:
         The version that serves goes on until its successor is ready. ModelNotFound or LoadFailed with the reason.
         """
         async with self._lock(model):
-            aspired = [artifact for artifact in self._look().aspired() if artifact.model == model]
+            aspired = policy.aspired(self._look().model(model))
             if not aspired:
                 raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
             artifact = aspired[0]
