@@ -137,16 +137,8 @@ def _scan_model(directory: Path, root: str, inventory: Inventory) -> None:
             found = contents.look(path, root)
         except (FileNotFoundError, NotADirectoryError):
             continue  # deleted since
-        missing = found.problem
-        platform: str = config.platform or ""
-        artifact = path
-        if not missing:
-            try:
-                platform, artifact, missing = find_artifact(path, config)
-            except OSError as error:
-                missing = f"it cannot be read: {error.strerror}"
         inventory.directories.update(found.directories)
-        stamp = fingerprint([found.stamp, configured])
+        platform, artifact, missing = _artifact(path, config, found.problem)
         inventory.artifacts.append(
             Artifact(
                 name,
@@ -156,11 +148,21 @@ def _scan_model(directory: Path, root: str, inventory: Inventory) -> None:
                 config,
                 found.problem or problem or missing,
                 directory=path,
-                stamp=stamp,
+                stamp=fingerprint([found.stamp, configured]),
                 changed=max(found.changed, changed),
                 contents=found,
             )
         )
+
+
+def _artifact(version: Path, config: ModelConfig, problem: str) -> tuple[str, Path, str]:
+    """As find_artifact, but for a directory that may have a problem, or get one now."""
+    if not problem:
+        try:
+            return find_artifact(version, config)
+        except OSError as error:
+            problem = f"it cannot be read: {error.strerror}"
+    return config.platform or "", version, problem
 
 
 def _versions(directory: Path, inventory: Inventory) -> dict[int, Path]:
