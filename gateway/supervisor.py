@@ -13,13 +13,14 @@ from gateway.exposition import GatewayCollector, exposition
 from gateway.ipc.messages import Answer, Ask, Routes, Start
 from gateway.lifecycle.keeper import Keeper
 from gateway.lifecycle.manager import Manager
+from gateway.lifecycle.policy import aspired, dangling_labels, missing
 from gateway.lifecycle.residency import Residency
 from gateway.lifecycle.version import Version
 from gateway.nodes.local import LocalNode
 from gateway.nodes.memory import available_memory
 from gateway.settings import Settings
 from gateway.store.footprints import Footprints
-from gateway.store.source import Inventory, scan
+from gateway.store.source import Artifact, Inventory, scan
 from gateway.store.watch import changes
 from gateway.workers import Workers
 
@@ -56,7 +57,7 @@ class Supervisor:
         self.manager = Manager(self._node, keeper, self.residency, self._publish, on_settled)
         self._epoch = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ignored: set[str] = set()
+        self._said: set[str] = set()
         self._stop = asyncio.Event()
         self._stopping = False
         self._stopped_at = 0.0
@@ -92,7 +93,7 @@ class Supervisor:
         settings = self.settings
         inventories = changes(settings.model_store, settings.watch, settings.settle_seconds)
         inventory = await anext(inventories)
-        self._tell_ignored(inventory)
+        self._say_what_is_odd(inventory)
         for framework in {each.framework for each in inventory.artifacts if each.framework and not each.problem}:
             self._node.warm(framework)
         await self.manager.reconcile(inventory)
@@ -103,14 +104,22 @@ class Supervisor:
     async def _follow_store(self, inventories: AsyncIterator[Inventory]) -> None:
         """Serve what is in the store whenever that changes."""
         async for inventory in inventories:
-            self._tell_ignored(inventory)
+            self._say_what_is_odd(inventory)
             self._task(self.manager.reconcile(inventory))
 
-    def _tell_ignored(self, inventory: Inventory) -> None:
-        for sentence in inventory.ignored:
-            if sentence not in self._ignored:
-                log.warning("ignored: %s", sentence)
-        self._ignored = set(inventory.ignored)
+    def _say_what_is_odd(self, inventory: Inventory) -> None:
+        by_model: dict[str, list[Artifact]] = {}
+        for artifact in inventory.artifacts:
+            by_model.setdefault(artifact.model, []).append(artifact)
+        sentences = [f"ignored: {sentence}" for sentence in inventory.ignored]
+        for model, artifacts in by_model.items():
+            versions = [artifact.version for artifact in aspired(artifacts)]
+            sentences += missing(artifacts)
+            sentences += [f"{model}: {sentence}" for sentence in dangling_labels(artifacts[0].config, versions)]
+        for sentence in sentences:
+            if sentence not in self._said:
+                log.warning("%s", sentence)
+        self._said = set(sentences)
 
     async def _watch_memory(self) -> None:
         while True:

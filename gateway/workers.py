@@ -27,8 +27,8 @@ from gateway.ipc.messages import (
     Start,
     Usage,
 )
-from gateway.lifecycle.version import Key
 from gateway.metrics import VersionCounters
+from gateway.store.source import Key
 
 log = logging.getLogger("gateway.workers")
 

@@ -1,9 +1,11 @@
 """The gateway as its users meet it: the real program in a process group of its own, and bytes on a socket."""
 
 import contextlib
+import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "model_store"
 PROGRAM = Path(sys.executable).with_name("gateway")
+QUICK = ("--settle-seconds", "0")
+"""The test models were copied a moment ago and are complete."""
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 LIMIT = 8 << 20
@@ -130,7 +134,18 @@ class Gateway:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [PROGRAM, "serve", "--port", str(port), "--model-store", store, *options],
+                [
+                    PROGRAM,
+                    "serve",
+                    "--port",
+                    str(port),
+                    "--model-store",
+                    store,
+                    *QUICK,
+                    "--state-directory",
+                    log.parent,
+                    *options,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -276,12 +291,29 @@ def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
+@contextlib.contextmanager
+def ordinary_user() -> Iterator[None]:
+    """This thread, and those it starts, may not read what file modes forbid, even if root runs the tests."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    before = (ctypes.c_uint32 * 6)()  # twice: effective, permitted, inheritable
+    assert libc.capget(header, before) == 0
+    without = (ctypes.c_uint32 * 6)(*before)
+    without[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, without) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
 class Helpers:
     """The functions above, for tests: they cannot import from here."""
 
     tensor = staticmethod(tensor)
     until = staticmethod(until)
     run = staticmethod(run)
+    ordinary_user = staticmethod(ordinary_user)
     limit = LIMIT
     shipped = SHIPPED
 
@@ -333,7 +365,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Call
         store = directory / "store"
         store.mkdir()
         for name in models:
-            (store / name).symlink_to(built / name if (built / name).is_dir() else SHIPPED / name)
+            shutil.copytree(built / name if (built / name).is_dir() else SHIPPED / name, store / name)
         prepare(store)
         gateway = Gateway(store, directory / "log", *options, port=port)
         try:

@@ -13,18 +13,22 @@ ROOT = Path(gateway.__file__).parent
 # Each module imports from lines above its own, or from its own line.
 LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
-    gateway.tensors gateway.settings gateway.ipc.lifeline
+    gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
+    gateway.store.contents gateway.store.regular
     gateway.store.manifest gateway.metrics gateway.lifecycle.state
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
+    gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
-    gateway.lifecycle.placement gateway.instance.backend
+    gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend
     gateway.ipc.channel gateway.instance.connection gateway.instance.batching gateway.instance.proof
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
-    gateway.instance.runner gateway.nodes.node gateway.nodes.gpus
-    gateway.nodes.local gateway.lifecycle.manager
+    gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
+    gateway.lifecycle.version gateway.nodes.gauge
+    gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency gateway.lifecycle.manager
     gateway.exposition gateway.routing
     gateway.http.*
-    gateway.supervisor gateway.startup
+    gateway.workers gateway.startup
+    gateway.supervisor
     gateway.cli
     gateway.__main__
 """.strip().splitlines()
@@ -32,11 +36,15 @@ LAYERS = """
 # Functions of their arguments and nothing else.
 PURE = {
     "gateway.errors",
+    "gateway.sizes",
     "gateway.tensors",
     "gateway.ipc.framing",
     "gateway.instance.batching",
     "gateway.lifecycle.state",
     "gateway.lifecycle.placement",
+    "gateway.lifecycle.policy",
+    "gateway.lifecycle.admission",
+    "gateway.store.settling",
     "gateway.metrics",
     "gateway.http.tensor_json",
     "gateway.http.json_depth",

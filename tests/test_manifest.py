@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ConfigError
-from gateway.store.manifest import InstanceGroup, ModelConfig, TensorConfig, Warmup, parse, read
+from gateway.store.manifest import (
+    MAX_BYTES,
+    InstanceGroup,
+    ModelConfig,
+    TensorConfig,
+    VersionPolicy,
+    Warmup,
+    parse,
+    read,
+)
 from gateway.tensors import TensorSpec
 
 
@@ -22,6 +32,13 @@ def test_everything_can_be_said() -> None:
         threads: 4
         stateful: true
         warmup: {iterations: 0, batch_sizes: [1, 8]}
+        version_policy: {specific: [3, 1]}
+        version_labels: {stable: 1, canary: 3}
+        pinned: true
+        idle_ttl: 600
+        execution_timeout: 2.5
+        memory_limit: 2GB
+        max_queue_bytes: 64MiB
     """
     assert parse(text) == ModelConfig(
         platform="pytorch_torchscript",
@@ -34,7 +51,15 @@ def test_everything_can_be_said() -> None:
         threads=4,
         stateful=True,
         warmup=Warmup(0, [1, 8]),
+        version_policy=VersionPolicy(specific=[3, 1]),
+        version_labels={"stable": 1, "canary": 3},
+        pinned=True,
+        idle_ttl=600.0,
+        execution_timeout=2.5,
+        memory_limit="2GB",
+        max_queue_bytes="64MiB",
     )
+    assert (parse(text).memory_limit_bytes, parse(text).queue_bytes) == (2 * 10**9, 64 << 20)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "{}", "---\n", "# max_batch_size: 8\n", "null"])
@@ -63,6 +88,20 @@ def test_a_declared_tensor_is_a_spec() -> None:
         ("max_queue_delay_microseconds: 10000001", "max_queue_delay_microseconds"),
         ("threads: 0", "threads"),
         ("stateful: maybe", "stateful"),
+        ("version_policy: newest", "version_policy"),
+        ("version_policy: {}", "version_policy"),
+        ("version_policy: {latest: 1, specific: [1]}", "version_policy"),
+        ("version_policy: {latest: 0}", "latest"),
+        ("version_policy: {specific: []}", "specific"),
+        ("version_policy: {specific: [-1]}", "specific"),
+        ("version_labels: {stable: x}", "version_labels"),
+        ("version_labels: {'1': 1}", "'1'"),
+        ("version_labels: {'a b': 1}", "'a b'"),
+        ("pinned: 3", "pinned"),
+        ("idle_ttl: 0", "idle_ttl"),
+        ("execution_timeout: 0", "execution_timeout"),
+        ("memory_limit: much", "much"),
+        ("max_queue_bytes: -1", "-1"),
         ("platform: onnx", "platform"),
         ("instance_group: []", "instance_group"),
         ("instance_group: {count: 0}", "count"),
@@ -126,12 +165,41 @@ def test_a_model_without_model_yaml_has_the_defaults(tmp_path: Path) -> None:
     assert read(tmp_path).threads == 3
 
 
-def test_a_model_yaml_that_cannot_be_read_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_yaml_that_cannot_be_read_is_a_config_error(tmp_path: Path, helpers: Any) -> None:
     (tmp_path / "model.yaml").write_text("threads: 3")
+    (tmp_path / "model.yaml").chmod(0)
+    with helpers.ordinary_user(), pytest.raises(ConfigError, match="Permission denied"):
+        read(tmp_path)
 
-    def refuse(_: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(ConfigError, match="Permission denied"):
+def test_a_model_yaml_that_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.yaml")
+    with pytest.raises(ConfigError, match="regular file"):
+        read(tmp_path)
+
+
+def test_a_huge_model_yaml_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("# " + "x" * MAX_BYTES)
+    with pytest.raises(ConfigError, match="larger than"):
+        read(tmp_path)
+
+
+def test_links_to_model_yaml_are_followed_inside_the_store_only(tmp_path: Path) -> None:
+    model = tmp_path / "store" / "m"
+    (model / "..1").mkdir(parents=True)
+    (model / "..1" / "model.yaml").write_text("threads: 3")
+    (model / "..data").symlink_to("..1")
+    (model / "model.yaml").symlink_to("..data/model.yaml")
+    root = str((tmp_path / "store").resolve())
+    assert read(model, root).threads == 3
+    (model / "model.yaml").unlink()
+    (tmp_path / "secret").write_text("threads: 4")
+    (model / "model.yaml").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match=r"^model\.yaml is a link that leads out of the model store$"):
+        read(model, root)
+
+
+def test_a_link_that_leads_nowhere_is_no_model_yaml(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").symlink_to("model.yaml")
+    with pytest.raises(ConfigError, match=r"model\.yaml cannot be read"):
         read(tmp_path)

@@ -14,9 +14,12 @@ from gateway.ipc.messages import (
     Answer,
     Applied,
     Ask,
+    AskUsage,
     Batching,
     Collect,
+    Condemned,
     Counts,
+    Died,
     Exited,
     Failed,
     FromInstance,
@@ -34,6 +37,7 @@ from gateway.ipc.messages import (
     Stop,
     ToRunner,
     ToWorker,
+    Usage,
     VersionRoute,
     pack,
     send,
@@ -104,6 +108,11 @@ EVERY: list[tuple[Any, Any]] = [
     (Counts(ticket=1, packed=b"\x90"), FromWorker),
     (Ask(ticket=1, what="load", model="m"), FromWorker),
     (Stop(), Stop),
+    (Died(instance="m/1#0", error_code="deadline", reason="too slow"), ToWorker),
+    (Condemned(digest=b"\0\xff"), ToWorker),
+    (Condemned(digest=b"\0\xff"), FromWorker),
+    (AskUsage(ticket=1), ToWorker),
+    (Usage(ticket=1, versions=[("m", 1, 0.5, 2)]), FromWorker),
 ]
 
 

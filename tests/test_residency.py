@@ -14,7 +14,7 @@ BUDGET = {"cpu": 30}
 
 def of_ten_bytes(stage: Stage) -> None:
     """Every model takes ten bytes, and that is known."""
-    stage.footprints.guess = 10
+    stage.guess = 10
     stage.node.private = dict.fromkeys("abcdef", 10)
 
 
@@ -104,7 +104,7 @@ async def test_where_everything_stays_in_use_the_request_is_told(monkeypatch: py
 
 async def test_what_can_never_fit_is_failed_with_both_numbers() -> None:
     async with staged(artifact("a"), budgets=BUDGET) as stage:
-        stage.footprints.guess = 31
+        stage.guess = 31
         await stage.serve()
         route = stage.tables[-1][0]
         assert (route.state, route.refusal) == ("FAILED", "out_of_memory")

@@ -48,6 +48,12 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         "load_timeout": 2.5,
         "keep_alive_seconds": 9,
         "drain_timeout": 0,
+        "memory_budget": 10,
+        "gpu_memory_budget": 11,
+        "sandbox": "require",
+        "watch": "poll",
+        "settle_seconds": 0.5,
+        "state_directory": Path("state"),
     }
     assert set(values) == set(Settings.model_fields)
     assert read_settings(**values).model_dump() == values

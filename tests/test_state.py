@@ -2,18 +2,24 @@ import pytest
 
 from gateway.lifecycle.state import State, next_state
 
-NEW, LOADING, READY, DRAINING, UNLOADED, FAILED = State
+NEW, LOADING, READY, DRAINING, UNLOADED, COLD, FAILED = State
 WAYS = {
     (NEW, LOADING),
+    (NEW, COLD),
     (NEW, FAILED),
     (LOADING, READY),
+    (LOADING, COLD),
     (LOADING, FAILED),
     (READY, LOADING),
     (READY, DRAINING),
     (READY, FAILED),
     (DRAINING, UNLOADED),
+    (DRAINING, COLD),
     (DRAINING, FAILED),
     (UNLOADED, LOADING),
+    (COLD, LOADING),
+    (COLD, DRAINING),
+    (COLD, FAILED),
     (FAILED, LOADING),
     (FAILED, DRAINING),
 }

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.lifecycle.version import Key
 from gateway.sizes import format_size
+from gateway.store.source import Key
 
 
 @dataclass(frozen=True)

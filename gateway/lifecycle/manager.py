@@ -15,10 +15,10 @@ from gateway.lifecycle.placement import LEAST_BYTES, place
 from gateway.lifecycle.policy import aspired, labels_of, to_drain
 from gateway.lifecycle.residency import NoRoom, Residency
 from gateway.lifecycle.state import State
-from gateway.lifecycle.version import Key, Version
+from gateway.lifecycle.version import Version
 from gateway.nodes.node import Node
 from gateway.store.manifest import ModelConfig
-from gateway.store.source import Artifact, Inventory
+from gateway.store.source import Artifact, Inventory, Key
 
 log = logging.getLogger("gateway.manager")
 
@@ -32,7 +32,7 @@ def same_instance(one: Artifact, other: Artifact) -> bool:
     default = ModelConfig()
     plain = {name: getattr(default, name) for name in CONTROL_FIELDS}
     configs = [msgspec.structs.replace(each.config, **plain) for each in (one, other)]
-    return configs[0] == configs[1] and (one.stamp, one.path, one.problem) == (other.stamp, other.path, other.problem)
+    return configs[0] == configs[1] and (one.contents.stamp, one.problem) == (other.contents.stamp, other.problem)
 
 
 class Manager:
@@ -137,13 +137,12 @@ class Manager:
         wanted = [] if model in self._unloaded else self._wanted.get(model, [])
         numbers = {artifact.version for artifact in wanted}
         versions = self._of(model)
-        unwanted = [version for version in versions if version.artifact.version not in numbers]
-        serving = [version.artifact.version for version in unwanted if version.serves()]
-        go = set(to_drain(serving, [version.state for version in versions if version.artifact.version in numbers]))
-        for version in unwanted:
-            if version.artifact.version in go or not version.serves():
-                await self._drain(version)
-                self.versions.pop(version.key, None)
+        unwanted = {each.artifact.version: each for each in versions if each.artifact.version not in numbers}
+        states = [version.state for version in versions if version.artifact.version in numbers]
+        gone = [number for number, version in unwanted.items() if version.state is State.UNLOADED]
+        for number in (*gone, *to_drain({number: each.state for number, each in unwanted.items()}, states)):
+            await self._drain(unwanted[number])
+            self.versions.pop(unwanted[number].key, None)
         if wanted:
             labels = labels_of(wanted[0].config, [version.artifact.version for version in self._of(model)])
             for version in self._of(model):

@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 
 from gateway.errors import OutOfMemory
 from gateway.lifecycle.admission import Resident, admit, excess, never_fits
-from gateway.lifecycle.version import Key, Version
+from gateway.lifecycle.version import Version
 from gateway.nodes.node import DeviceMemory, Instance, Node
 from gateway.sizes import format_size
-from gateway.store.source import Artifact
+from gateway.store.footprints import estimate
+from gateway.store.source import Artifact, Key
 
 log = logging.getLogger("gateway.residency")
 
@@ -39,10 +40,7 @@ class Footprints(Protocol):
         """Bytes of one instance, if it was measured before."""
 
     def put(self, digest: str, size: int) -> None:
-        """Keep a measurement."""
-
-    def estimate(self, artifact: Artifact) -> int:
-        """A guess for what was never measured."""
+        """Keep a measurement; may wait for a disk."""
 
 
 @dataclass
@@ -67,11 +65,13 @@ class Residency:
         budgets: Mapping[str, int],
         footprints: Footprints,
         ask_usage: Callable[[], Awaitable[UsageOf]],
+        estimate: Callable[[Artifact], int] = estimate,
     ) -> None:
         self.account = Account(budgets)
         self._node = node
         self._footprints = footprints
         self._ask_usage = ask_usage
+        self._estimate = estimate
         self._admitting = asyncio.Lock()
         self._digests: dict[Version, str] = {}
         self._baselines: WeakKeyDictionary[Instance, tuple[int, int]] = WeakKeyDictionary()
@@ -133,7 +133,7 @@ class Residency:
     async def _need(self, version: Version) -> dict[str, int]:
         """Bytes by device; of the host for every instance, of a GPU what was measured there before."""
         digest = await self._digest(version)
-        each = self._footprints.get(digest) or self._footprints.estimate(version.artifact)
+        each = self._footprints.get(digest) or self._estimate(version.artifact)
         return {**self.account.held.get(version, {}), "cpu": each * len(version.devices)}
 
     def _residents(
@@ -171,11 +171,13 @@ class Residency:
             if instance.device.name != "cpu":
                 holds[instance.device.name] += footprint.gpu
         self.account.held[version] = dict(holds)
-        digest = self._digests.get(version)
-        if digest:
-            self._footprints.put(digest, max(footprint.private for footprint in footprints.values()))
+        if digest := self._digests.get(version):
+            loop = asyncio.get_running_loop()
+            largest = {digest: max(footprint.private for footprint in footprints.values())}
             if gpu := max(footprint.gpu for footprint in footprints.values()):
-                self._footprints.put(f"{digest} gpu", gpu)
+                largest[f"{digest} gpu"] = gpu
+            for key, size in largest.items():
+                await loop.run_in_executor(None, self._footprints.put, key, size)
         return next(
             (
                 never_fits(d, size, self.account.budgets[d])

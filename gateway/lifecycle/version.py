@@ -6,10 +6,7 @@ from gateway.ipc.messages import Ready, VersionRoute
 from gateway.lifecycle.placement import Device
 from gateway.lifecycle.state import State, next_state
 from gateway.nodes.node import Instance
-from gateway.store.source import Artifact
-
-Key = tuple[str, int]
-"""Model and version."""
+from gateway.store.source import Artifact, Key
 
 
 @dataclass(eq=False)

@@ -1,5 +1,6 @@
 """model.yaml: what a user may say of a model, all of it optional."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,10 +9,15 @@ import msgspec
 
 from gateway.errors import ConfigError
 from gateway.sizes import parse_size
+from gateway.store.contents import LEADS_OUT, inside
+from gateway.store.regular import open_regular
 from gateway.tensors import DTYPES, TensorSpec
 
 Platform = Literal["pytorch_torchscript", "tensorflow_savedmodel"]
 FRAMEWORKS: dict[str, str] = {"pytorch_torchscript": "pytorch", "tensorflow_savedmodel": "tensorflow"}
+
+FILE = "model.yaml"
+MAX_BYTES = 1 << 20
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
@@ -127,10 +133,21 @@ def _check_versions(config: ModelConfig) -> None:
             raise ConfigError(f"model.yaml: {label!r} is no version label: a letter, then letters, digits, '_' and '-'")
 
 
-def read(directory: Path) -> ModelConfig:
-    """The configuration of the model in `directory`; all defaults where it has no model.yaml."""
-    path = directory / "model.yaml"
+def read(directory: Path, root: str = "/") -> ModelConfig:
+    """The configuration of the model in `directory`; all defaults where it has no model.yaml.
+
+    `root` is the resolved path of the store, which links must not lead out of.
+    """
+    path = os.path.realpath(directory / FILE)
+    if not inside(path, root):
+        raise ConfigError(f"{FILE} {LEADS_OUT}")
     try:
-        return parse(path.read_bytes()) if path.is_file() else ModelConfig()
+        if not os.path.lexists(directory / FILE):
+            return ModelConfig()
+        with open_regular(path, os.O_NOFOLLOW) as file:
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"model.yaml cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{FILE} cannot be read: {error.strerror}") from None
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{FILE} is larger than {MAX_BYTES} bytes")
+    return parse(text)

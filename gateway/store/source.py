@@ -1,15 +1,24 @@
 """What is in a model store: for each model its versions, artifacts and configuration, or what is wrong with them."""
 
+import errno
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.errors import ConfigError
-from gateway.store import manifest
+from gateway.store import contents, manifest
+from gateway.store.contents import LEADS_OUT, Contents, Directory, fingerprint, identity, inside, shown
 from gateway.store.manifest import FRAMEWORKS, ModelConfig
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+MAX_SENTENCES = 1000
 _TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ptl")
+
+
+Key = tuple[str, int]
+"""Model and version."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,12 @@ class Artifact:
     """The version's directory."""
     stamp: int = 0
     """A fingerprint of names, sizes and times of everything in the directory and of model.yaml."""
+    changed: float = 0.0
+    """The newest change time of these, by the clock of the file system."""
+    contents: Contents = field(default=Contents(), compare=False, repr=False)
+    """The directory without model.yaml."""
+    settling: bool = field(default=False, compare=False)
+    """Files of it are being changed; this is what it was before, and nothing should be made of the difference yet."""
 
     @property
     def framework(self) -> str:
@@ -39,63 +54,148 @@ class Inventory:
 
     artifacts: list[Artifact] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
-    """Entries that look like models and are not, one sentence each."""
+    """Entries that look like models or versions and are not, one sentence each, the same at every look."""
+    misconfigured: set[str] = field(default_factory=set)
+    """Models whose model.yaml cannot be used; their versions say why."""
+    unreadable: set[str] = field(default_factory=set)
+    """Models that are there and cannot be read now."""
+    device: int = field(default=0, compare=False, repr=False)
+    """The file system that the store is on."""
+    directories: set[Directory] = field(default_factory=set, compare=False, repr=False)
+    """Where a change would make another inventory."""
 
     def model(self, name: str) -> list[Artifact]:
         """All versions of one model."""
         return [artifact for artifact in self.artifacts if artifact.model == name]
 
-    def aspired(self) -> list[Artifact]:
-        """The versions to serve: the highest of each model."""
-        latest: dict[str, Artifact] = {}
-        for artifact in self.artifacts:
-            if artifact.model not in latest or latest[artifact.model].version < artifact.version:
-                latest[artifact.model] = artifact
-        return list(latest.values())
+    def ignore(self, sentence: str) -> None:
+        """Add a sentence to `ignored`, up to a bound."""
+        if len(self.ignored) < MAX_SENTENCES:
+            self.ignored.append(sentence)
 
 
 def scan(store: Path) -> Inventory:
     """Look at the store once; ConfigError if it is no readable directory."""
     try:
-        entries = sorted(store.iterdir())
+        root = os.path.realpath(store)
+        before = identity(root)
+        names = sorted(entry.name for entry in _directories(root))
     except OSError as error:
         raise ConfigError(f"model store {store} cannot be read: {error.strerror}") from None
-    inventory = Inventory()
-    for entry in entries:
-        if entry.name.startswith((".", "__")):
-            continue
+    inventory = Inventory(device=before[1], directories={before})
+    for name in names:
         try:
-            if entry.is_dir():
-                _scan_model(entry, inventory)
+            _scan_model(store / name, root, inventory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # deleted since
         except OSError as error:
-            inventory.ignored.append(f"'{entry.name}' cannot be read: {error.strerror}")
+            inventory.unreadable.add(name)
+            inventory.ignore(f"{shown(name)} cannot be read: {error.strerror}")
+    # A store that was taken away meanwhile, or whose file system was, looks as if all its models had been deleted.
+    try:
+        after = identity(os.path.realpath(store))
+    except OSError:
+        after = None
+    if after != before:
+        raise ConfigError(f"model store {store} was replaced while it was read")
     return inventory
 
 
-def _scan_model(directory: Path, inventory: Inventory) -> None:
+def _directories(path: str | Path) -> Iterator[os.DirEntry[str]]:
+    """Directories, and links to some, that are not hidden."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__")):
+                continue
+            try:
+                if entry.is_dir():
+                    yield entry
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.EACCES):
+                    raise
+
+
+def _scan_model(directory: Path, root: str, inventory: Inventory) -> None:
     name = directory.name
     if not NAME.fullmatch(name):
-        inventory.ignored.append(f"'{name}' is no model name: letters, digits, '_', '-' and '.' make one")
+        inventory.ignore(f"{shown(name)} is no model name: letters, digits, '_', '-' and '.' make one")
         return
-    versions = sorted((int(child.name), child) for child in directory.iterdir() if _is_version(child))
+    real = os.path.realpath(directory)
+    problem = "" if inside(real, root) else f"its model's directory {LEADS_OUT}"
+    if not problem:
+        inventory.directories.add(identity(real))
+    versions = _versions(directory, inventory)
     if not versions:
-        inventory.ignored.append(f"'{name}' has no version directory, such as {name}/1/")
+        inventory.ignore(f"'{name}' has no version directory, such as {name}/1/")
         return
-    problem, config = "", ModelConfig()
-    try:
-        config = manifest.read(directory)
-    except ConfigError as error:
-        problem = error.message
-    for version, path in versions:
+    config, configured, changed = ModelConfig(), 0, 0.0
+    if not problem:
+        configured, changed = _configured(directory)
         try:
-            platform, artifact, missing = find_artifact(path, config)
+            config = manifest.read(directory, root)
+        except ConfigError as error:
+            inventory.misconfigured.add(name)
+            problem = error.message
+    for version, path in versions.items():
+        try:
+            found = contents.look(path, root)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # deleted since
+        inventory.directories.update(found.directories)
+        platform, artifact, missing = _artifact(path, config, found.problem)
+        inventory.artifacts.append(
+            Artifact(
+                name,
+                version,
+                platform,
+                artifact,
+                config,
+                found.problem or problem or missing,
+                directory=path,
+                stamp=fingerprint([found.stamp, configured]),
+                changed=max(found.changed, changed),
+                contents=found,
+            )
+        )
+
+
+def _artifact(version: Path, config: ModelConfig, problem: str) -> tuple[str, Path, str]:
+    """As find_artifact, but for a directory that may have a problem, or get one now."""
+    if not problem:
+        try:
+            return find_artifact(version, config)
         except OSError as error:
-            platform, artifact, missing = config.platform or "", path, f"it cannot be read: {error.strerror}"
-        inventory.artifacts.append(Artifact(name, version, platform, artifact, config, problem or missing))
+            problem = f"it cannot be read: {error.strerror}"
+    return config.platform or "", version, problem
 
 
-def _is_version(path: Path) -> bool:
-    return path.name.isascii() and path.name.isdigit() and len(path.name) <= 18 and path.is_dir()
+def _versions(directory: Path, inventory: Inventory) -> dict[int, Path]:
+    """The version directories of a model by their number; of two with the same number the one without zeros."""
+    versions: dict[int, Path] = {}
+    for entry in sorted(_directories(directory), key=lambda each: (len(each.name), each.name)):
+        name = entry.name
+        title = f"'{directory.name}/{shown(name)[1:-1]}'"
+        if not (name.isascii() and name.isdigit() and len(name) <= 18):
+            inventory.ignore(f"{title} is no version: the name of a version's directory is an integer")
+        elif (first := versions.setdefault(int(name), directory / name)).name != name:
+            inventory.ignore(f"{title} is the same version as '{directory.name}/{first.name}'")
+    return dict(sorted(versions.items()))
+
+
+def _configured(directory: Path) -> tuple[int, float]:
+    """A fingerprint of model.yaml, by its times and size, and its change time."""
+    path = directory / manifest.FILE
+    facts: list[object] = []
+    changed = 0.0
+    for follow in (False, True):
+        try:
+            info = path.stat(follow_symlinks=follow)
+        except OSError as error:
+            facts.append(error.errno)
+        else:
+            facts.append((info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
+            changed = max(changed, info.st_ctime)
+    return fingerprint(facts), changed
 
 
 def find_artifact(version: Path, config: ModelConfig) -> tuple[str, Path, str]:
@@ -106,7 +206,7 @@ def find_artifact(version: Path, config: ModelConfig) -> tuple[str, Path, str]:
     for suffix in _TORCHSCRIPT_SUFFIXES:
         if (version / f"model{suffix}").is_file():
             return _checked("pytorch_torchscript", version / f"model{suffix}", config)
-    found = ", ".join(sorted(child.name for child in version.iterdir())[:5]) or "nothing"
+    found = ", ".join(shown(name)[1:-1] for name in sorted(child.name for child in version.iterdir())[:5]) or "nothing"
     problem = f"no artifact: expected model.pt, saved_model.pb or model.savedmodel/, found {found}"
     return config.platform or "", version, problem
 

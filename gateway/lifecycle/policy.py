@@ -1,0 +1,68 @@
+"""Which versions of one model are to be served, which may go, and what they are called: functions of what is there."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from gateway.lifecycle.state import State
+from gateway.store.manifest import ModelConfig, VersionPolicy
+from gateway.store.source import Artifact
+
+_STARTING = (State.NEW, State.LOADING)
+_SERVING = (State.READY, State.COLD)
+
+
+def aspired(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Those of one model's versions that its version_policy asks for, the highest first."""
+    ordered = sorted(artifacts, key=lambda artifact: artifact.version, reverse=True)
+    if not ordered:
+        return []
+    policy = ordered[0].config.version_policy
+    if policy == "all":
+        return ordered
+    if isinstance(policy, VersionPolicy) and policy.specific is not None:
+        return [artifact for artifact in ordered if artifact.version in policy.specific]
+    return ordered[: policy.latest if isinstance(policy, VersionPolicy) else 1]
+
+
+def missing(artifacts: Sequence[Artifact]) -> list[str]:
+    """A sentence for each version that a model's version_policy names and that is not there."""
+    if not artifacts:
+        return []
+    newest = max(artifacts, key=lambda artifact: artifact.version)
+    policy = newest.config.version_policy
+    wanted = policy.specific or [] if isinstance(policy, VersionPolicy) else []
+    absent = sorted(set(wanted) - {artifact.version for artifact in artifacts})
+    return [f"version_policy names version {version}, which '{newest.model}' does not have" for version in absent]
+
+
+def to_drain(unwanted: Mapping[int, State], wanted: Collection[State]) -> list[int]:
+    """Which versions of one model, no longer wanted, may go now, given the states of those that are wanted.
+
+    Availability is preserved: none that serves goes while a wanted version is still loading, and for each wanted one
+    that FAILED the highest that serves is kept. When nothing is wanted any more all go.
+    """
+    serving = sorted((version for version, state in unwanted.items() if state in _SERVING), reverse=True)
+    useless = [version for version, state in unwanted.items() if state is State.FAILED]
+    if any(state in _STARTING for state in wanted):
+        return sorted(useless)
+    failed = sum(state is State.FAILED for state in wanted)
+    return sorted([*useless, *serving[failed:]])
+
+
+def labels_of(config: ModelConfig, versions: Iterable[int]) -> dict[int, list[str]]:
+    """The labels of each of these versions that has any, in alphabetical order."""
+    there = set(versions)
+    labels: dict[int, list[str]] = {}
+    for label, version in sorted(config.version_labels.items()):
+        if version in there:
+            labels.setdefault(version, []).append(label)
+    return labels
+
+
+def dangling_labels(config: ModelConfig, versions: Iterable[int]) -> list[str]:
+    """A sentence for each label that points to none of these versions."""
+    there = set(versions)
+    return [
+        f"label '{label}' points to version {version}, which is not served"
+        for label, version in sorted(config.version_labels.items())
+        if version not in there
+    ]

@@ -1,0 +1,104 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.lifecycle.policy import aspired, dangling_labels, labels_of, missing, to_drain
+from gateway.lifecycle.state import State
+from gateway.store.manifest import ModelConfig, VersionPolicy
+from gateway.store.source import Artifact
+
+NEW, LOADING, READY, COLD, FAILED = State.NEW, State.LOADING, State.READY, State.COLD, State.FAILED
+
+
+def versions(*numbers: int, **config: Any) -> list[Artifact]:
+    return [Artifact("m", number, "pytorch_torchscript", Path("model.pt"), ModelConfig(**config)) for number in numbers]
+
+
+def wanted(artifacts: list[Artifact]) -> list[int]:
+    return [artifact.version for artifact in aspired(artifacts)]
+
+
+def test_by_default_the_highest_version_is_served() -> None:
+    assert wanted(versions(9, 10, 2)) == [10]
+
+
+def test_latest_may_be_several() -> None:
+    assert wanted(versions(9, 10, 2, version_policy=VersionPolicy(latest=2))) == [10, 9]
+    assert wanted(versions(9, version_policy=VersionPolicy(latest=2))) == [9]
+
+
+def test_all_is_all() -> None:
+    assert wanted(versions(9, 10, 2, version_policy="all")) == [10, 9, 2]
+
+
+def test_specific_versions_are_served_if_they_are_there() -> None:
+    artifacts = versions(9, 10, 2, version_policy=VersionPolicy(specific=[2, 9, 7]))
+    assert wanted(artifacts) == [9, 2]
+    assert missing(artifacts) == ["version_policy names version 7, which 'm' does not have"]
+
+
+@pytest.mark.parametrize("policy", ["latest", "all", VersionPolicy(latest=3), VersionPolicy(specific=[1])])
+def test_of_nothing_nothing_is_served_or_missing(policy: Any) -> None:
+    assert (aspired([]), missing([])) == ([], [])
+    assert missing(versions(1, version_policy=policy)) == []
+
+
+def test_the_highest_version_knows_the_policy_while_another_has_not_settled() -> None:
+    assert wanted([*versions(1), *versions(2, version_policy="all")]) == [2, 1]
+
+
+def test_a_version_with_a_problem_is_wanted_all_the_same() -> None:
+    broken = Artifact("m", 3, "", Path(), ModelConfig(), "no artifact")
+    assert aspired([broken, *versions(2)]) == [broken]
+
+
+@pytest.mark.parametrize("starting", [NEW, LOADING])
+def test_no_version_that_serves_goes_while_a_wanted_one_loads(starting: State) -> None:
+    assert to_drain({1: READY, 2: COLD}, [READY, starting]) == []
+    assert to_drain({1: FAILED, 2: READY}, [starting]) == [1]
+
+
+def test_all_go_when_the_wanted_ones_are_there() -> None:
+    assert to_drain({1: READY, 2: COLD, 3: FAILED}, [READY]) == [1, 2, 3]
+    assert to_drain({1: READY}, [COLD]) == [1]
+
+
+def test_all_go_when_nothing_is_wanted() -> None:
+    assert to_drain({1: READY, 2: READY}, []) == [1, 2]
+
+
+def test_for_each_wanted_one_that_failed_the_highest_that_serves_is_kept() -> None:
+    assert to_drain({1: READY, 2: READY, 3: READY}, [FAILED]) == [1, 2]
+    assert to_drain({1: READY, 2: READY, 3: FAILED}, [FAILED, READY]) == [1, 3]
+    assert to_drain({1: READY, 2: READY}, [FAILED, FAILED, FAILED]) == []
+
+
+def test_what_already_goes_is_not_sent_again() -> None:
+    assert to_drain({1: State.DRAINING, 2: State.UNLOADED, 3: LOADING, 4: READY}, [READY]) == [4]
+
+
+states = st.dictionaries(st.integers(0, 9), st.sampled_from(State))
+
+
+@given(states, st.lists(st.sampled_from(State), max_size=5))
+def test_the_model_never_serves_fewer_versions_than_are_wanted_if_it_could(
+    unwanted: dict[int, State], wanted_ones: list[State]
+) -> None:
+    def serving(of: list[State]) -> int:
+        return sum(state in (READY, COLD) for state in of)
+
+    going = to_drain(unwanted, wanted_ones)
+    kept = [state for version, state in unwanted.items() if version not in going]
+    lacking = sum(state in (NEW, LOADING, FAILED) for state in wanted_ones)
+    assert serving(kept) >= min(lacking, serving(list(unwanted.values())))
+    assert going == sorted(going)
+
+
+def test_labels_are_those_of_versions_that_are_there() -> None:
+    config = ModelConfig(version_labels={"stable": 1, "old": 1, "canary": 7})
+    assert labels_of(config, [1, 2]) == {1: ["old", "stable"]}
+    assert dangling_labels(config, [1, 2]) == ["label 'canary' points to version 7, which is not served"]
+    assert (labels_of(ModelConfig(), [1]), dangling_labels(ModelConfig(), [1])) == ({}, [])
