@@ -16,7 +16,7 @@ from gateway.ipc.framing import (
     CANCEL,
     FAILURE,
     INFER,
-    MAX_PAYLOAD,
+    MAX_REPLY,
     OFFSET,
     RELEASE,
     REPLY_HEAD,
@@ -71,30 +71,41 @@ class Peer:
 class Line:
     """A channel, the peer at its other end, and what came back."""
 
-    def __init__(self, channel: Channel, peer: Peer, lost: asyncio.Event) -> None:
+    def __init__(self, channel: Channel, peer: Peer, lost: asyncio.Event, patience: float) -> None:
+        self.patience = patience
         self.channel = channel
         self.peer = peer
         self.lost = lost
 
-    def call(self, payload: bytes = b"", regions: list[int] | None = None) -> tuple[int, "asyncio.Future[Reply]"]:
+    def call(
+        self, payload: bytes = b"", regions: list[int] | None = None, **load: int
+    ) -> tuple[int, "asyncio.Future[Reply]"]:
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        number = self.channel.call(b"head", [payload], regions or [], answer.set_result, time.perf_counter())
+        now = time.perf_counter()
+        deadline = now + self.patience
+        number = self.channel.call(b"head", [payload], regions or [], answer.set_result, now, deadline, **load)
         return number, answer
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, patience: float = PATIENCE) -> AsyncIterator[Line]:
+async def opened(path: Path, patience: float = PATIENCE, *, settle: bool = True) -> AsyncIterator[Line]:
     lost = asyncio.Event()
+
+    def told(channel: Channel) -> None:
+        lost.set()
+        if settle:
+            channel.settle()
+
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path / "i.sock"))
         listener.listen()
-        channel = await Channel.connect("m/1#0", str(path / "i.sock"), patience, lambda _: lost.set())
+        channel = await Channel.connect("m/1#0", str(path / "i.sock"), patience, told)
         sock, _ = listener.accept()
     with sock:
         greeting, descriptors, _, _ = socket.recv_fds(sock, 16, 2)
         assert greeting == b"arenas"
         sock.setblocking(False)
-        yield Line(channel, Peer(sock, descriptors), lost)
+        yield Line(channel, Peer(sock, descriptors), lost, patience)
         if not channel.closed:
             channel.close()
         await asyncio.wait_for(lost.wait(), PATIENCE)
@@ -181,7 +192,7 @@ async def test_a_callback_that_fails_does_not_silence_the_others(line: Line) -> 
         raise ValueError("a bug of the caller's")
 
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    line.channel.call(b"", [], [], fail, 0.0)
+    line.channel.call(b"", [], [], fail, 0.0, time.perf_counter() + PATIENCE)
     _, answer = line.call()
     line.channel.close()
     assert isinstance((await asyncio.wait_for(answer, 1)).error, InstanceDied)
@@ -197,7 +208,7 @@ async def test_a_call_that_takes_too_long_is_told_and_cancelled(
         assert isinstance(error, DeadlineExceeded)
         assert "0.02 s" in error.message
         assert (await line.peer.frame())[0][0] == INFER
-        assert (await line.peer.frame())[0][::3] == (CANCEL, number)
+        assert (await line.peer.frame())[0][0:4:3] == (CANCEL, number)
         line.peer.answer(number)  # too late: nobody is told twice
         await eventually(lambda: not line.channel.pending)
         assert not line.channel.closed
@@ -259,7 +270,7 @@ async def test_an_output_in_the_arena_is_read_there_and_released(line: Line) -> 
     line.peer.replies[64:68] = b"abcd"
     line.peer.answer(number, OFFSET.pack(64), in_arena=True)
     assert bytes((await soon(answer)).tensors[0]) == b"abcd"
-    assert (await line.peer.frame())[0][::3] == (RELEASE, number)
+    assert (await line.peer.frame())[0][0:4:3] == (RELEASE, number)
 
 
 async def test_an_output_nobody_waits_for_is_released_too(line: Line) -> None:
@@ -325,7 +336,7 @@ def bad_frames(number: int) -> dict[str, bytes]:
     return {
         "noise": b"\xff" * 100,
         "a reply to no request": b"".join(reply_frame(RESULT, 99, encode(ResultHeader(())))),
-        "too large": REPLY_HEAD.pack(RESULT, 0, MAX_PAYLOAD + 1, number, 0.0, 0.0, 0),
+        "too large": REPLY_HEAD.pack(RESULT, 0, MAX_REPLY + 1, number, 0.0, 0.0, 0),
         "a header that is none": b"".join(reply_frame(RESULT, number, b"\xc1\xc1")),
         "a header of another kind": b"".join(reply_frame(RESULT, number, encode(["y"]))),
         "a failure that is none": b"".join(reply_frame(FAILURE, number, b"", [b"\xc1"])),

@@ -18,11 +18,13 @@ LAYERS = """
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.lifecycle.placement gateway.instance.backend
-    gateway.ipc.channel gateway.instance.connection gateway.instance.batching gateway.instance.proof
+    gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
+    gateway.instance.replies gateway.instance.proof
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node
     gateway.nodes.local gateway.lifecycle.manager
     gateway.exposition gateway.routing
+    gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
     gateway.supervisor gateway.startup
     gateway.cli
@@ -34,7 +36,10 @@ PURE = {
     "gateway.errors",
     "gateway.tensors",
     "gateway.ipc.framing",
+    "gateway.instance.queue",
     "gateway.instance.batching",
+    "gateway.http.wishes",
+    "gateway.http.retry",
     "gateway.lifecycle.state",
     "gateway.lifecycle.placement",
     "gateway.metrics",

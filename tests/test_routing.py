@@ -38,7 +38,7 @@ def route_of(model: str = "m", version: int = 1, state: str = "READY", reason: s
 
 
 def channel(pending: int = 0) -> Channel:
-    return cast("Channel", SimpleNamespace(pending=dict.fromkeys(range(pending))))
+    return cast("Channel", SimpleNamespace(rows=pending))
 
 
 def target_of(route: VersionRoute, *channels: Channel) -> Target:

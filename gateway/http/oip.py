@@ -13,6 +13,7 @@ from gateway.errors import RequestError
 from gateway.http.form import FormInput, checked_form
 from gateway.http.oip_json import Input, Request, parse
 from gateway.http.tensor_json import Data, json_from_raw, raw_from_json
+from gateway.http.wishes import NONE, OtherVersion, Wishes, wishes_of
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import OFFSET, ResultHeader
 from gateway.routing import Target
@@ -37,20 +38,24 @@ class InferenceRequest(msgspec.Struct):
     binary_default: bool = False
     binary: dict[str, bool] = {}
     """What single outputs ask for, over the default."""
+    rows: int = 1
+    wishes: Wishes = NONE
 
 
 def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
     """Check a request against the model's signature and make it ready to send.
 
-    Regions of the channel's arena that the request takes are appended to `regions`. RequestError says what is wrong.
+    Regions of the channel's arena that the request takes are appended to `regions`. RequestError says what is wrong;
+    OtherVersion that the request is for another one of the model.
     """
     size = body.json_size
     if size == 0:
         return _decode_raw(body, target)
-    if size is not None and size > len(body.data):
-        raise RequestError(f"Inference-Header-Content-Length is {size}, the body has {len(body.data)} bytes")
-    request, data = parse(body.data if size is None else memoryview(body.data)[:size])
+    request, data = parse(_json_of(body))
     parameters = request.parameters
+    wishes = wishes_of(parameters) if parameters else NONE
+    if wishes.label is not None and wishes.label not in target.route.labels:
+        raise OtherVersion(wishes.label)
     outputs = tuple([output.name for output in request.outputs]) if request.outputs else ()
     form = checked_form(
         target,
@@ -76,10 +81,28 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
         payload.append(raw if placed is None else placed)
     if at != len(body.data):
         raise RequestError(f"the body has {len(body.data) - at} bytes that belong to no input")
-    decoded = InferenceRequest(form.header_for(tensors), payload, request.id)
+    decoded = InferenceRequest(form.header_for(tensors), payload, request.id, rows=form.rows, wishes=wishes)
     if parameters or outputs:
         decoded.binary_default, decoded.binary = _binary_outputs(request)
     return decoded
+
+
+def _json_of(body: Body) -> Buffer:
+    """The JSON of a body that has some."""
+    size = body.json_size
+    if size is None:
+        return body.data
+    if size > len(body.data):
+        raise RequestError(f"Inference-Header-Content-Length is {size}, the body has {len(body.data)} bytes")
+    return memoryview(body.data)[:size]
+
+
+def wishes(body: Body) -> Wishes:
+    """What a request says of itself, when the model that would check the rest is not there yet."""
+    if body.json_size == 0:
+        return NONE
+    request, _ = parse(_json_of(body))
+    return wishes_of(request.parameters or {})
 
 
 def _binary_outputs(request: Request) -> tuple[bool, dict[str, bool]]:
@@ -138,7 +161,8 @@ def _decode_raw(body: Body, target: Target) -> InferenceRequest:
     form = checked_form(target, None, ((spec.name, spec.datatype, shape),), ())
     placed = OFFSET.pack(body.region) if body.region is not None and spec.datatype != "BYTES" else None
     header = form.header_for([(len(raw), placed is not None)])
-    return InferenceRequest(header, [raw if placed is None else placed], binary_default=True)
+    payload = [raw if placed is None else placed]
+    return InferenceRequest(header, payload, binary_default=True, rows=form.rows)
 
 
 def raw_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
