@@ -18,7 +18,9 @@ from gateway.ipc.messages import (
     Applied,
     Ask,
     Collect,
+    Condemned,
     Counts,
+    Died,
     FromWorker,
     Hello,
     MessageStream,
@@ -85,6 +87,7 @@ class Supervisor:
         self._on_settled = on_settled
         self._node = LocalNode()
         self.manager = Manager(self._node, self._look, self._publish, settings.load_timeout)
+        self.manager.on_death = self._tell_death
         self._workers: dict[int, _Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._epoch = 0
@@ -190,6 +193,10 @@ class Supervisor:
             elif isinstance(message, Counts):
                 worker.counts = metrics.unpack(message.packed)
                 self._counted(worker, message.ticket)
+            elif isinstance(message, Condemned):
+                for other in self._workers.values():
+                    if other is not worker:
+                        other.stream.send(message)
             elif isinstance(message, Ask):
                 self._task(self._answer(worker, message))
             async with self._changed:
@@ -201,6 +208,12 @@ class Supervisor:
             self._counted(worker, ticket)
         async with self._changed:
             self._changed.notify_all()
+
+    def _tell_death(self, instance: str, code: int) -> None:
+        verdict = "deadline" if code == -signal.SIGALRM else "instance_died"
+        reason = "the model took longer than its execution_timeout" if code == -signal.SIGALRM else ""
+        for worker in self._workers.values():
+            worker.stream.send(Died(instance=instance, error_code=verdict, reason=reason))
 
     def _routes(self) -> Routes:
         return Routes(epoch=self._epoch, versions=self.manager.routes(), settled=self.manager.settled)

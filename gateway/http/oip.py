@@ -35,11 +35,11 @@ class InferenceRequest(msgspec.Struct):
     header: bytes
     payload: list[Buffer]
     id: str = ""
+    rows: int = 1
+    wishes: Wishes = NONE
     binary_default: bool = False
     binary: dict[str, bool] = {}
     """What single outputs ask for, over the default."""
-    rows: int = 1
-    wishes: Wishes = NONE
 
 
 def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
@@ -81,7 +81,7 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
         payload.append(raw if placed is None else placed)
     if at != len(body.data):
         raise RequestError(f"the body has {len(body.data) - at} bytes that belong to no input")
-    decoded = InferenceRequest(form.header_for(tensors), payload, request.id, rows=form.rows, wishes=wishes)
+    decoded = InferenceRequest(form.header_for(tensors), payload, request.id, form.rows, wishes)
     if parameters or outputs:
         decoded.binary_default, decoded.binary = _binary_outputs(request)
     return decoded

@@ -90,7 +90,7 @@ def take_batch(
             rows, key = plan.rows, plan.key
             if key is None:
                 break
-        elif plan.key != key:
+        elif plan.key is not key and plan.key != key:
             passed.append(request)
         elif rows + plan.rows > max_rows:
             waiting.appendleft(request)
@@ -144,14 +144,11 @@ class RequestQueue:
         self.size += plan.size
         request.connection.queued[request.request_id] = request
 
-    def _leaves(self, request: PendingRequest) -> None:
+    def remove(self, request: PendingRequest) -> None:
+        """Take out a request that waits: its place stays until it is reached."""
         self.rows -= request.plan.rows
         self.size -= request.plan.size
         request.connection.queued.pop(request.request_id, None)
-
-    def remove(self, request: PendingRequest) -> None:
-        """Take out a request that waits: its place stays until it is reached."""
-        self._leaves(request)
         request.dead = True
         request.payload = b""
         self._cancelled += 1
@@ -178,10 +175,14 @@ class RequestQueue:
             batch = take_batch(self._levels[first], max_rows, now, late)
             if not self._levels[first]:
                 del self._levels[first], self._order[0]
-        for request in batch:
-            self._leaves(request)
-        for request in late:
-            self._leaves(request)
+        rows = size = 0
+        for request in batch + late if late else batch:
+            plan = request.plan
+            rows += plan.rows
+            size += plan.size
+            request.connection.queued.pop(request.request_id, None)
+        self.rows -= rows
+        self.size -= size
         return batch, late
 
     def patience(self, max_rows: int, delay: float, now: float) -> float:

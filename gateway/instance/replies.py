@@ -44,24 +44,31 @@ def result_frame(request: PendingRequest, outputs: dict[str, Array], times: Time
 
 
 def _result(request: PendingRequest, outputs: dict[str, Array], times: Times) -> list[Buffer]:
-    names = request.plan.outputs or outputs.keys()
+    if request.plan.outputs:
+        outputs = _chosen(outputs, request.plan.outputs)
     total = 0
-    for name in names:
-        array = outputs.get(name)
-        if array is None:
-            known = ", ".join(f"'{output}'" for output in outputs)
-            raise RequestError(f"the model has no output '{name}'; it has {known}")
-        total += array.nbytes if array.dtype.kind != "O" else _text_size(array)
+    for array in outputs.values():
+        total += _text_size(array) if array.dtype.hasobject else array.nbytes
     if total > MAX_OUTPUT:  # before anything of it is copied: an expanded view may claim far more than there is
         raise InferenceFailed(f"the outputs take {total} bytes, one response may take {MAX_OUTPUT}")
     tensors, payload = [], []
-    for name in names:
-        array = outputs[name]
+    for name, array in outputs.items():
         datatype, raw = raw_from_array(array)
         placed = request.connection.place(request.request_id, raw)
         tensors.append((name, datatype, array.shape, len(raw), placed is not None))
         payload.append(raw if placed is None else placed)
     return reply_frame(RESULT, request.request_id, _header(tuple(tensors)), payload, times)
+
+
+def _chosen(outputs: dict[str, Array], names: tuple[str, ...]) -> dict[str, Array]:
+    chosen = {}
+    for name in names:
+        array = outputs.get(name)
+        if array is None:
+            known = ", ".join(f"'{output}'" for output in outputs)
+            raise RequestError(f"the model has no output '{name}'; it has {known}")
+        chosen[name] = array
+    return chosen
 
 
 def _text_size(array: Array) -> int:

@@ -183,15 +183,13 @@ class Server:
     def _note(self, batch: list[PendingRequest]) -> None:
         """Write down which requests are being executed, for the workers to read if this process dies of it."""
         for connection in self._noted:
-            if connection.note is not None:
+            if connection.note is not None:  # for the type checker
                 connection.note.clear()
-        noted: dict[Connection, list[int]] = {}
-        for request in batch:
-            noted.setdefault(request.connection, []).append(request.request_id)
-        for connection, ids in noted.items():
+        self._noted = []
+        for connection in {request.connection for request in batch}:
             if connection.note is not None:
-                connection.note.write(ids)
-        self._noted = list(noted)
+                connection.note.write([each.request_id for each in batch if each.connection is connection])
+                self._noted.append(connection)
 
     def _answer_failure(self, batch: list[PendingRequest], error: Exception) -> None:
         if len(batch) > 1:

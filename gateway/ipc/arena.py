@@ -8,6 +8,7 @@ import bisect
 import fcntl
 import mmap
 import os
+from array import array
 from collections.abc import Sequence
 
 ALIGNMENT = 64
@@ -100,8 +101,7 @@ class ExecutionNote:
         """These are about to be executed; the count comes last, so that a torn note says less and nothing wrong."""
         words = self._words
         count = min(len(ids), len(words) - 1)
-        for at in range(count):
-            words[at + 1] = ids[at]
+        words[1 : 1 + count] = memoryview(array("Q", ids))[:count]
         words[0] = count
 
     def clear(self) -> None:

@@ -81,6 +81,8 @@ class Manager:
         self._node = node
         self._look = look
         self._publish = publish
+        self.on_death: Callable[[str, int], None] = lambda _name, _code: None
+        """Called with an instance's name and exit code, before the routes without it are published."""
         self._load_timeout = load_timeout
         self._loading = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._locks: dict[str, asyncio.Lock] = {}
@@ -226,6 +228,7 @@ class Manager:
         loop = asyncio.get_running_loop()
         started = loop.time()
         code = await asyncio.shield(instance.exited)
+        self.on_death(instance.name, code)
         if not version.serving() or self._closing or instance not in version.instances:
             return
         version.instances.remove(instance)
