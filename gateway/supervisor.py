@@ -193,12 +193,8 @@ class Supervisor:
             elif isinstance(message, Counts):
                 worker.counts = metrics.unpack(message.packed)
                 self._counted(worker, message.ticket)
-            elif isinstance(message, Condemned):
-                for other in self._workers.values():
-                    if other is not worker:
-                        other.stream.send(message)
-            elif isinstance(message, Ask):
-                self._task(self._answer(worker, message))
+            else:
+                self._hear(worker, message)
             async with self._changed:
                 self._changed.notify_all()
         if self._workers.get(worker.index) is worker and not self._stop.is_set():
@@ -208,6 +204,14 @@ class Supervisor:
             self._counted(worker, ticket)
         async with self._changed:
             self._changed.notify_all()
+
+    def _hear(self, worker: _Worker, message: FromWorker) -> None:
+        if isinstance(message, Condemned):
+            for other in self._workers.values():
+                if other is not worker:
+                    other.stream.send(message)
+        elif isinstance(message, Ask):
+            self._task(self._answer(worker, message))
 
     def _tell_death(self, instance: str, code: int) -> None:
         verdict = "deadline" if code == -signal.SIGALRM else "instance_died"

@@ -1,5 +1,5 @@
 import math
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest

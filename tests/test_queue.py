@@ -5,9 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.instance import queue as module
 from gateway.instance.connection import Connection
-from gateway.instance.queue import PendingRequest, Plan, RequestQueue, plan_request, take_batch, wait_for_more
+from gateway.instance.queue import (
+    MANY_DEAD,
+    PendingRequest,
+    Plan,
+    RequestQueue,
+    plan_request,
+    take_batch,
+    wait_for_more,
+)
 from gateway.ipc.framing import RequestHeader, TensorHeader
 
 quick = settings(max_examples=200, deadline=None)
@@ -160,3 +167,105 @@ def test_a_request_without_a_common_number_of_rows_runs_alone(alone: RequestHead
 
 def test_a_request_of_a_signature_that_must_not_be_joined_runs_alone() -> None:
     assert plan_request(header(X), batchable=False).key is None
+
+
+# RequestQueue
+
+
+def numbers(requests: list[PendingRequest]) -> list[int]:
+    return [each.request_id for each in requests]
+
+
+def test_smaller_priorities_come_first_and_equal_ones_in_order_of_arrival() -> None:
+    queue = RequestQueue()
+    for number, priority in enumerate([50, 100, 1, 50, 1, 7]):
+        queue.push(waiting(1, None, number, priority=priority))
+    taken = [numbers(queue.take(8, 0.0)[0]) for _ in range(6)]
+    assert taken == [[2], [4], [5], [0], [3], [1]]
+    assert (queue.rows, queue.size) == (0, 0)
+
+
+def test_requests_of_different_priorities_are_not_joined() -> None:
+    queue = RequestQueue()
+    for number, priority in enumerate([50, 9, 50, 9]):
+        queue.push(waiting(1, "a", number, priority=priority))
+    assert [numbers(queue.take(8, 0.0)[0]) for _ in range(2)] == [[1, 3], [0, 2]]
+
+
+def test_a_request_whose_time_is_over_is_handed_out_apart_and_not_run() -> None:
+    queue = RequestQueue()
+    for number, deadline in enumerate([5.0, 0.0, 20.0, 9.9]):
+        queue.push(waiting(1, "a", number, deadline=deadline))
+    batch, late = queue.take(8, 10.0)
+    assert (numbers(batch), numbers(late)) == ([1, 2], [0, 3])
+    assert (queue.rows, queue.size) == (0, 0)
+
+
+def test_a_queue_of_nothing_but_late_requests_gives_no_batch() -> None:
+    queue = RequestQueue()
+    for number in range(3):
+        queue.push(waiting(1, "a", number, deadline=1.0, priority=number + 1))
+    batch, late = queue.take(8, 10.0)
+    assert (numbers(batch), numbers(late)) == ([], [0, 1, 2])
+    assert queue.take(8, 10.0) == ([], [])
+
+
+def test_a_removed_request_leaves_its_connection_and_keeps_no_payload() -> None:
+    queue = RequestQueue()
+    kept, removed = waiting(1, "a", 1), waiting(3, "a", 2)
+    removed.payload = b"large"
+    for each in (removed, kept):
+        queue.push(each)
+    queue.remove(removed)
+    assert (removed.payload, removed.connection.queued) == (b"", {})
+    assert (queue.rows, queue.size) == (1, 8)
+    assert queue.patience(8, 1.0, 0.0) == 1.0
+    assert numbers(queue.take(8, 0.0)[0]) == [1]
+
+
+def test_places_of_removed_requests_do_not_pile_up_behind_more_urgent_ones() -> None:
+    queue = RequestQueue()
+    queue.push(waiting(1, None, 0, priority=1))
+    for number in range(1, 5 * MANY_DEAD):
+        request = waiting(1, "a", number)
+        queue.push(request)
+        queue.remove(request)
+        assert sum(map(len, queue._levels.values())) <= MANY_DEAD + 2  # noqa: SLF001 - what is kept is the point
+    assert numbers(queue.take(8, 0.0)[0]) == [0]
+    assert queue.take(8, 0.0) == ([], [])
+
+
+actions = st.lists(
+    st.tuples(st.sampled_from(["push", "push", "remove", "take"]), st.integers(1, 5), st.sampled_from([1, 50, 100])),
+    max_size=60,
+)
+
+
+@quick
+@given(actions)
+def test_whatever_is_pushed_comes_out_once_or_is_removed_and_rows_and_bytes_are_always_right(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    queue, inside, out = RequestQueue(), dict[int, PendingRequest](), list[int]()
+    for number, (what, rows, priority) in enumerate(steps):
+        if what == "push":
+            inside[number] = waiting(rows, "a", number, priority=priority)
+            queue.push(inside[number])
+        elif what == "remove" and inside:
+            queue.remove(inside.pop(sorted(inside)[rows % len(inside)]))
+        elif what == "take":
+            batch, _ = queue.take(4, 0.0)
+            assert bool(batch) == bool(inside)
+            if batch:
+                urgent = min(each.priority for each in inside.values())
+                assert {each.priority for each in batch} == {urgent}
+                oldest = min(number for number, each in inside.items() if each.priority == urgent)
+                assert batch[0].request_id == oldest
+            for each in batch:
+                del inside[each.request_id]
+                out.append(each.request_id)
+        assert queue.rows == sum(each.plan.rows for each in inside.values())
+        assert queue.size == sum(each.plan.size for each in inside.values())
+        for request_id, each in inside.items():
+            assert each.connection.queued == {request_id: each}
+    assert len(out) == len(set(out))

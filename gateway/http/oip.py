@@ -203,23 +203,35 @@ def _heads(header: ResultHeader) -> list[bytes]:
     return heads
 
 
+def as_json(request: InferenceRequest, name: str) -> bool:
+    """Whether a request wants this output as JSON."""
+    return not request.binary.get(name, request.binary_default)
+
+
 def encode_response(
-    request: InferenceRequest, start: bytes, header: ResultHeader, tensors: Sequence[Buffer]
+    request: InferenceRequest,
+    start: bytes,
+    header: ResultHeader,
+    tensors: Sequence[Buffer],
+    texts: Sequence[bytes | None] | None = None,
 ) -> tuple[bytes, list[Buffer]]:
     """The JSON of a response and the binary data that follow it, if any.
 
-    `start` is `{"model_name":…,"model_version":…` without its end. RequestError if an output cannot be JSON.
+    `start` is `{"model_name":…,"model_version":…` without its end; `texts` the JSON of outputs that have been encoded
+    before. RequestError if an output cannot be JSON.
     """
     parts, binary = [start], []
     if request.id:
         parts.append(b',"id":' + orjson.dumps(request.id))
     separator = b',"outputs":['
-    for tensor, head, raw in zip(header.outputs, _heads(header), tensors, strict=True):
+    for at, (tensor, head, raw) in enumerate(zip(header.outputs, _heads(header), tensors, strict=True)):
         if request.binary.get(tensor.name, request.binary_default):
             parts += (separator, head, b',"parameters":{"binary_data_size":%d}}' % tensor.size)
             binary.append(raw)
         else:
-            data = json_from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
+            data = texts[at] if texts is not None else None
+            if data is None:
+                data = json_from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
             parts += (separator, head, b',"data":', data, b"}")
         separator = b","
     parts.append(b"]}" if header.outputs else b',"outputs":[]}')

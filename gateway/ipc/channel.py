@@ -53,10 +53,10 @@ class Reply(msgspec.Struct, gc=False):
 
 
 class InstanceLost(InstanceDied):
-    """The instance is gone, and this is what is known of why.
+    """The instance is gone; `executing` says that this very call was being computed.
 
-    `executing` says that this very call was being computed; `verdict` is the error that such a call deserves:
-    `instance_died` if the call itself may be the cause, `deadline` or `out_of_memory` if it took too much.
+    `verdict` is the error that such a call deserves: `instance_died` if the call itself may be the cause, `deadline` or
+    `out_of_memory` if it took too much.
     """
 
     def __init__(self, *, executing: bool = False, verdict: str = InstanceDied.code, reason: str = "") -> None:
@@ -89,12 +89,9 @@ class Channel(asyncio.Protocol):
         self.instance = instance
         self.max_rows = 1 << 30
         self.max_bytes = 1 << 62
-        self.rows = 0
-        """Rows under way, of requests that wait or are computed."""
-        self.bytes = 0
-        """Of the bodies of these requests."""
-        self.row_seconds = 0.0
-        """What one row takes of late."""
+        self.rows = 0  # under way: of requests that wait or are computed
+        self.bytes = 0  # of their bodies
+        self.row_seconds = 0.0  # what one row takes of late
         self.distrusted = False
         """Whether the instance was let go of because it spoke nonsense."""
         self.on_execution: Callable[[float, int], None] | None = None
@@ -161,9 +158,8 @@ class Channel(asyncio.Protocol):
         now = time.perf_counter()
         calls, self.pending = self.pending, {}
         for request_id, call in calls.items():
-            error: GatewayError = InstanceDied(_DIED)
-            if not self.distrusted:
-                error = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
+            lost = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
+            error = InstanceDied(_DIED) if self.distrusted else lost
             self._tell(call.on_reply, Reply(error, None, (), 0.0, 0.0, 0, now))
 
     def close(self) -> None:
@@ -211,7 +207,7 @@ class Channel(asyncio.Protocol):
         return OFFSET.pack(region)
 
     def has_room(self, size: int) -> bool:
-        """Whether another body of so many bytes may be sent; one always may when nothing is under way."""
+        """Whether another body of so many bytes may be sent; one may in any case when nothing is under way."""
         return not self.rows or (self.rows < self.max_rows and self.bytes + size <= self.max_bytes)
 
     def retry_after(self) -> int:
@@ -241,7 +237,7 @@ class Channel(asyncio.Protocol):
     ) -> int:
         """Send a request; `regions` are freed when its reply is in. Returns the id that `cancel` takes.
 
-        `rows` and `size` are what it adds to the load. It is answered DeadlineExceeded some time after its deadline.
+        `rows` and `size` are its load. It is answered DeadlineExceeded some time after its deadline.
         """
         self._next_id = request_id = self._next_id + 1
         if self.closed:
@@ -317,8 +313,7 @@ class Channel(asyncio.Protocol):
             log.exception("the receiver of a reply failed")
 
     def _write(self, parts: list[Buffer]) -> None:
-        # One write per turn of the event loop, however many requests the turn brought.
-        if not self._out:
+        if not self._out:  # one write per turn of the event loop, however many requests the turn brought
             self._loop.call_soon(self._flush)
         self._out += parts
 

@@ -54,9 +54,12 @@ class ResultHeader(msgspec.Struct, array_like=True, eq=False):
     outputs: tuple[TensorHeader, ...]
     lent: bool = False
     """Whether some output lies in the arena and has to be released; follows from `outputs`."""
+    size: int = 0
+    """Raw bytes of all outputs; follows too."""
 
     def __post_init__(self) -> None:
         """Called by msgspec."""
+        self.size = sum(tensor.size for tensor in self.outputs)
         self.lent = any(tensor.in_arena for tensor in self.outputs)
 
 
