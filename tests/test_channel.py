@@ -10,8 +10,8 @@ import pytest
 
 from gateway.errors import DeadlineExceeded, InstanceDied, QueueFull
 from gateway.ipc import channel as module
-from gateway.ipc.arena import THRESHOLD, map_readable
-from gateway.ipc.channel import Channel, Reply
+from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, ExecutionNote, map_readable
+from gateway.ipc.channel import Channel, InstanceLost, Reply
 from gateway.ipc.framing import (
     CANCEL,
     FAILURE,
@@ -366,3 +366,119 @@ async def test_an_instance_that_speaks_nonsense_loses_its_channel_and_every_call
 async def test_an_instance_that_is_not_there_is_an_os_error_and_leaves_nothing_open(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         await Channel.connect("m/1#0", str(tmp_path / "nobody.sock"), PATIENCE, lambda _: None)
+
+
+# What is known of a death
+
+
+async def test_the_calls_of_a_lost_instance_are_told_when_it_is_known_why(tmp_path: Path) -> None:
+    async with opened(tmp_path, settle=False) as line:
+        calls = [line.call() for _ in range(3)]
+        await line.peer.frame()
+        ExecutionNote(line.peer.replies).write([calls[1][0], 10**9])
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        await turns()
+        assert not any(answer.done() for _, answer in calls)
+        line.channel.settle("deadline", "too slow")
+        errors = [(await soon(answer)).error for _, answer in calls]
+    assert all(isinstance(error, InstanceLost) for error in errors)
+    found = [(error.executing, error.verdict, error.reason) for error in errors if isinstance(error, InstanceLost)]
+    assert found == [(False, "deadline", "too slow"), (True, "deadline", "too slow"), (False, "deadline", "too slow")]
+
+
+async def test_no_call_is_to_blame_if_only_the_line_was_cut(tmp_path: Path) -> None:
+    async with opened(tmp_path, settle=False) as line:
+        number, answer = line.call()
+        await line.peer.frame()
+        ExecutionNote(line.peer.replies).write([number])
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        line.channel.settle(alive=True)
+        error = (await soon(answer)).error
+    assert isinstance(error, InstanceLost)
+    assert not error.executing
+
+
+async def test_a_call_that_is_cancelled_after_the_death_is_not_told(tmp_path: Path) -> None:
+    async with opened(tmp_path, settle=False) as line:
+        number, answer = line.call()
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        line.channel.cancel(number)
+        line.channel.settle()
+        await turns()
+    assert not answer.done()
+
+
+async def test_a_call_whose_time_is_over_is_told_even_if_nobody_says_why_its_instance_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.01)
+    async with opened(tmp_path, patience=0.02, settle=False) as line:
+        _, answer = line.call()
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        assert isinstance((await soon(answer)).error, DeadlineExceeded)
+        line.channel.settle()
+
+
+async def test_nonsense_in_a_note_is_bounded(line: Line) -> None:
+    _, answer = line.call()
+    await line.peer.frame()
+    line.peer.replies[:NOTE_BYTES] = b"\xff" * NOTE_BYTES
+    line.peer.sock.shutdown(socket.SHUT_RDWR)
+    error = (await soon(answer)).error
+    assert isinstance(error, InstanceLost)
+    assert not error.executing
+
+
+# Load
+
+
+async def test_what_is_under_way_is_counted_until_it_is_answered(line: Line) -> None:
+    first, answer = line.call(rows=3, size=100)
+    second, _ = line.call(rows=2, size=50)
+    assert (line.channel.rows, line.channel.bytes) == (5, 150)
+    line.channel.cancel(second)
+    assert line.channel.rows == 5  # it may be computed yet
+    line.peer.answer(first)
+    await soon(answer)
+    assert (line.channel.rows, line.channel.bytes) == (2, 50)
+
+
+async def test_there_is_room_for_so_many_rows_and_bytes_and_always_for_one(line: Line) -> None:
+    channel = line.channel
+    channel.max_rows, channel.max_bytes = 2, 100
+    assert channel.has_room(1000)
+    number, answer = line.call(rows=1, size=60)
+    assert channel.has_room(40)
+    assert not channel.has_room(41)
+    line.call(rows=5, size=1)
+    assert not channel.has_room(1)
+    line.peer.answer(number)
+    await soon(answer)
+    assert not channel.has_room(1)
+
+
+async def test_a_full_queue_says_when_it_will_probably_have_room(line: Line) -> None:
+    channel = line.channel
+    assert channel.retry_after() == 1
+    number, answer = line.call(rows=3)
+    line.peer.answer(number)  # in 0.5 s for 3 rows
+    await soon(answer)
+    assert channel.row_seconds == pytest.approx(1 / 6)
+    line.call(rows=10)
+    assert channel.retry_after() == 2
+    assert channel.queue_full().retry_after == 2
+    line.call(rows=100_000)
+    assert channel.retry_after() == 60
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e30])
+async def test_whatever_times_an_instance_reports_the_seconds_are_within_bounds(line: Line, seconds: float) -> None:
+    number, answer = line.call(rows=3)
+    header = encode(ResultHeader(()))
+    line.peer.say(*reply_frame(RESULT, number, header, [], (seconds, seconds, 1)))
+    await soon(answer)
+    line.call(rows=10)
+    assert 1 <= line.channel.retry_after() <= 60
