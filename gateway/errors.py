@@ -77,6 +77,8 @@ class QueueFull(GatewayError):
     """The model's queue is at its bound; trying again later helps."""
 
     code = "queue_full"
+    retry_after = 1
+    """Seconds after which that is likely to."""
 
 
 class DeadlineExceeded(GatewayError):

@@ -95,6 +95,9 @@ class GatewayCollector(Collector):
         dropped = CounterMetricFamily(
             "gateway_requests_dropped", "Requests given up before they were computed.", labels=[*_VERSION, "reason"]
         )
+        retries = CounterMetricFamily(
+            "gateway_retries", "Requests sent again because their instance died.", labels=_VERSION
+        )
         inferences = CounterMetricFamily("gateway_inferences", "Rows computed.", labels=_VERSION)
         executions = CounterMetricFamily("gateway_executions", "Executions of the model.", labels=_VERSION)
         pending = GaugeMetricFamily("gateway_pending_requests", "Requests under way to an instance.", labels=_VERSION)
@@ -103,10 +106,11 @@ class GatewayCollector(Collector):
                 requests.add_metric([*labels, *key.split(" ")], number)
             for reason, number in sorted(counter.dropped.items()):
                 dropped.add_metric([*labels, reason], number)
+            retries.add_metric(labels, counter.retries)
             inferences.add_metric(labels, counter.inferences)
             executions.add_metric(labels, counter.executions)
             pending.add_metric(labels, counter.pending)
-        yield from (requests, dropped, inferences, executions, pending)
+        yield from (requests, dropped, retries, inferences, executions, pending)
 
     def _lifecycle(self) -> Iterable[Metric]:
         states = GaugeMetricFamily(

@@ -56,6 +56,9 @@ class VersionCounters(msgspec.Struct):
     requests: dict[str, int] = {}
     """"CODE PROTOCOL" → requests answered."""
     dropped: dict[str, int] = {}
+    """Why → requests given up."""
+    retries: int = 0
+    """Requests sent again because their instance was gone."""
     inferences: int = 0
     executions: int = 0
     duration: Histogram = msgspec.field(default_factory=lambda: Histogram.over(DURATION_BOUNDS))
@@ -95,6 +98,7 @@ class VersionCounters(msgspec.Struct):
                 mine[key] = mine.get(key, 0) + number
         self.inferences += other.inferences
         self.executions += other.executions
+        self.retries += other.retries
         self.pending += other.pending
         for histogram, more in zip(self.histograms(), other.histograms(), strict=True):
             histogram.add(more)
@@ -115,6 +119,8 @@ class Timings:
     """
 
     def __init__(self, counters: VersionCounters) -> None:
+        self.last_used = 0.0
+        """When the version's last request came, by the monotonic clock; 0 if none did."""
         self._counters = counters
         self._values = array("d")
 
@@ -153,6 +159,11 @@ class Counters:
     def timings_of(self, counters: VersionCounters) -> Timings:
         """Where the times of a version's requests go."""
         return self._timings.setdefault((counters.model, counters.version), Timings(counters))
+
+    def last_used(self, model: str, version: str) -> float:
+        """When the last request for a version came, by the monotonic clock; 0 if none did."""
+        timings = self._timings.get((model, version))
+        return timings.last_used if timings is not None else 0.0
 
     def packed(self) -> bytes:
         """Everything counted so far."""

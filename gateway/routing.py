@@ -5,11 +5,19 @@ from urllib.parse import quote
 
 import orjson
 
-from gateway.errors import ModelNotFound, ModelNotReady, RequestError, VersionNotFound
+from gateway.errors import ModelNotFound, ModelNotReady, RequestError, VersionNotFound, from_code
 from gateway.ipc.channel import Channel
 from gateway.ipc.messages import VersionRoute
 from gateway.metrics import Timings, VersionCounters
 from gateway.tensors import Signature, TensorSpec
+
+
+class NotYet(ModelNotReady):
+    """A version that cannot answer now and soon may: it is cold or waking, or its instances are being replaced."""
+
+    def __init__(self, route: VersionRoute, message: str) -> None:
+        super().__init__(message)
+        self.route = route
 
 
 class Target:
@@ -29,6 +37,7 @@ class Target:
         self.channels = channels
         self.counters = counters
         self.timings = timings or Timings(counters)
+        self.batched = route.ready.batching.max_batch_size > 1
         self.signatures = route.ready.signatures
         self.default_signature = route.ready.default_signature
         self.response_start = orjson.dumps({"model_name": self.model, "model_version": self.version})[:-1]
@@ -52,31 +61,43 @@ class Target:
 
 
 def pick(target: Target) -> Channel:
-    """The instance with the fewest requests under way; ModelNotReady if none is left."""
+    """The instance with the fewest rows under way; NotYet if none is left."""
     channels = target.channels
     if len(channels) == 1:
         return channels[0]
     if not channels:
-        raise ModelNotReady(f"model '{target.model}' version {target.version} has no running instance; try again soon")
-    return min(channels, key=lambda channel: len(channel.pending))
+        message = f"model '{target.model}' version {target.version} has no running instance; try again soon"
+        raise NotYet(target.route, message)
+    return min(channels, key=lambda channel: channel.rows)
 
 
 class RoutingTable:
     """All versions by name, and by request path for those that can answer."""
 
     def __init__(
-        self, routes: Iterable[VersionRoute] = (), targets: Iterable[Target] = (), settled: bool = False
+        self,
+        routes: Iterable[VersionRoute] = (),
+        targets: Iterable[Target] = (),
+        settled: bool = False,
+        stopping: bool = False,
+        before: "RoutingTable | None" = None,
     ) -> None:
-        self.settled = settled
+        """`before` is the table until now: a version of it that answered, or soon would, and loads now is not new."""
+        self.ready = settled and not stopping
+        """Whether every version that the server was started with has become READY, COLD or FAILED, and it goes on."""
         self.models: dict[str, dict[int, VersionRoute]] = {}
+        self._waking: set[tuple[str, int]] = set()
         for route in routes:
             self.models.setdefault(route.model, {})[route.version] = route
+            if route.state == "LOADING" and before is not None and before.answers(route.model, route.version):
+                self._waking.add((route.model, route.version))
         self._targets = {(target.model, int(target.version)): target for target in targets}
         self.infer_paths: dict[bytes, Target] = {}
         for model in self.models:
+            base = f"/v2/models/{quote(model, safe='')}"
             for version, target in self._ready(model):
-                base = f"/v2/models/{quote(model, safe='')}"
-                self.infer_paths[f"{base}/versions/{version}/infer".encode()] = target
+                for name in (version, *target.route.labels):
+                    self.infer_paths[f"{base}/versions/{name}/infer".encode()] = target
                 # Ascending order: the highest ready version is left as the one without a version in its path.
                 self.infer_paths[f"{base}/infer".encode()] = target
 
@@ -84,7 +105,7 @@ class RoutingTable:
         return [(v, self._targets[model, v]) for v in sorted(self.models[model]) if (model, v) in self._targets]
 
     def find(self, model: str, version: str | None = None) -> VersionRoute:
-        """The version asked for, else the highest ready one, else the highest.
+        """The version or label asked for, else the highest that is ready, else the highest cold one, else the highest.
 
         ModelNotFound or VersionNotFound if there is none.
         """
@@ -92,20 +113,47 @@ class RoutingTable:
         if not versions:
             raise ModelNotFound(f"Request for unknown model: '{model[:200]}' is not found")
         if version is None:
-            ready = self._ready(model)
-            return versions[ready[-1][0] if ready else max(versions)]
-        number = int(version) if version.isascii() and version.isdigit() and len(version) <= 20 else -1
+            ready = [number for number, _ in self._ready(model)]
+            return versions[max(ready or [n for n in versions if self.answers_soon(model, n)] or versions)]
+        if not (version.isascii() and version.isdigit()):
+            return self._labelled(model, version)
+        number = int(version) if len(version) <= 20 else -1
         if number not in versions:
             raise VersionNotFound(f"Request for unknown model: '{model}' version '{version[:40]}' is not found")
         return versions[number]
 
+    def _labelled(self, model: str, label: str) -> VersionRoute:
+        versions = self.models[model].values()
+        for route in versions:
+            if label in route.labels:
+                return route
+        for route in versions:
+            if label in route.config.version_labels:
+                meant = route.config.version_labels[label]
+                raise VersionNotFound(
+                    f"label '{label}' of model '{model}' stands for version {meant}, which is not there"
+                )
+        raise VersionNotFound(f"Request for unknown model: '{model}' version '{label[:40]}' is not found")
+
+    def answers_soon(self, model: str, version: int) -> bool:
+        """Whether a request for a version that is not ready makes it so, or has."""
+        route = self.models.get(model, {}).get(version)
+        return route is not None and (route.state == "COLD" or (model, version) in self._waking)
+
+    def answers(self, model: str, version: int) -> bool:
+        """Whether a request for a version is answered, now or soon."""
+        return (model, version) in self._targets or self.answers_soon(model, version)
+
     def target(self, model: str, version: str | None = None) -> Target:
-        """The same version as something that can answer; ModelNotReady says why it cannot."""
+        """The same version as something that can answer; NotYet if it soon will, else the error that says why not."""
         route = self.find(model, version)
         target = self._targets.get((route.model, route.version))
         if target is None:
             why = f": {route.reason}" if route.reason else ""
-            raise ModelNotReady(f"model '{model}' version {route.version} is {route.state}{why}")
+            message = f"model '{model}' version {route.version} is {route.state}{why}"
+            if self.answers_soon(route.model, route.version):
+                raise NotYet(route, message)
+            raise from_code(route.refusal, message) if route.refusal else ModelNotReady(message)
         return target
 
     @property
@@ -118,8 +166,3 @@ class RoutingTable:
         for target in self._targets.values():
             if channel in target.channels:
                 target.channels.remove(channel)
-
-    @property
-    def ready(self) -> bool:
-        """Whether every version that the server was started with has become READY or FAILED."""
-        return self.settled

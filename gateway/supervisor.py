@@ -31,8 +31,6 @@ SHARE_OF_FREE = 0.8
 LOOK_SECONDS = 0.5
 """How often the memory of the instances is looked at."""
 ONE_WISH_SECONDS = 0.1
-CONDEMNED_SECONDS = 300.0
-"""How long a request that has killed two instances is refused."""
 
 
 class Supervisor:
@@ -47,7 +45,6 @@ class Supervisor:
             request_timeout=settings.request_timeout,
             keep_alive_seconds=settings.keep_alive_seconds,
             drain_timeout=settings.drain_timeout,
-            condemned_seconds=CONDEMNED_SECONDS,
         )
         self.workers = Workers(sock, start, settings.workers, self._answer)
         keeper = Keeper(

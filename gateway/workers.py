@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway import metrics
 from gateway.errors import ConfigError
+from gateway.http.condemned import REMEMBER_SECONDS
 from gateway.ipc.messages import (
     Applied,
     Ask,
@@ -201,7 +202,7 @@ class Workers:
         """Tell the others; those that come later are told for a while, too."""
         now = time.monotonic()
         self._condemned = {digest: until for digest, until in self._condemned.items() if until > now}
-        self._condemned[message.digest] = now + self._start.condemned_seconds
+        self._condemned[message.digest] = now + REMEMBER_SECONDS
         for worker in self._workers.values():
             if worker is not source:
                 worker.stream.send(message)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from gateway.ipc.arena import ALIGNMENT, Arena, Regions, create_memory, map_readable
+from gateway.ipc.arena import ALIGNMENT, NOTE_BYTES, Arena, ExecutionNote, Regions, create_memory, map_readable
 
 CAPACITY = 2048
 
@@ -159,3 +159,35 @@ def test_what_is_no_shared_memory_is_not_mapped() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises((OSError, ValueError)):
         map_readable(ours.fileno())
+
+
+def test_nothing_is_given_out_before_the_first_byte() -> None:
+    regions = Regions(4096, first=1000)
+    offsets = [regions.allocate(100, lead) for lead in (0, 7, 0)]
+    assert None not in offsets
+    assert all(offset is not None and offset >= 1000 for offset in offsets)
+    for offset in offsets:
+        assert offset is not None
+        regions.free(offset)
+    assert regions.allocate(4096 - 1024) == 1024
+    assert regions.allocate(1) is None
+
+
+def test_a_note_is_read_as_it_was_written_and_forgotten_when_cleared() -> None:
+    memory = memoryview(bytearray(2 * NOTE_BYTES))
+    note, reader = ExecutionNote(memory), ExecutionNote(memory)
+    assert reader.read() == frozenset()
+    note.write([7, 2**63, 1])
+    assert reader.read() == {7, 2**63, 1}
+    note.write([5])
+    assert reader.read() == {5}
+    note.clear()
+    assert reader.read() == frozenset()
+
+
+def test_of_more_than_there_is_room_for_the_rest_is_left_out_of_a_note() -> None:
+    memory = memoryview(bytearray(2 * NOTE_BYTES))
+    note = ExecutionNote(memory)
+    note.write(range(1, 100_000))
+    assert note.read() == frozenset(range(1, NOTE_BYTES // 8))
+    assert not any(memory[NOTE_BYTES:])

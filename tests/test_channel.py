@@ -10,13 +10,13 @@ import pytest
 
 from gateway.errors import DeadlineExceeded, InstanceDied, QueueFull
 from gateway.ipc import channel as module
-from gateway.ipc.arena import THRESHOLD, map_readable
-from gateway.ipc.channel import Channel, Reply
+from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, ExecutionNote, map_readable
+from gateway.ipc.channel import Channel, InstanceLost, Reply
 from gateway.ipc.framing import (
     CANCEL,
     FAILURE,
     INFER,
-    MAX_PAYLOAD,
+    MAX_REPLY,
     OFFSET,
     RELEASE,
     REPLY_HEAD,
@@ -71,30 +71,41 @@ class Peer:
 class Line:
     """A channel, the peer at its other end, and what came back."""
 
-    def __init__(self, channel: Channel, peer: Peer, lost: asyncio.Event) -> None:
+    def __init__(self, channel: Channel, peer: Peer, lost: asyncio.Event, patience: float) -> None:
+        self.patience = patience
         self.channel = channel
         self.peer = peer
         self.lost = lost
 
-    def call(self, payload: bytes = b"", regions: list[int] | None = None) -> tuple[int, "asyncio.Future[Reply]"]:
+    def call(
+        self, payload: bytes = b"", regions: list[int] | None = None, **load: int
+    ) -> tuple[int, "asyncio.Future[Reply]"]:
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        number = self.channel.call(b"head", [payload], regions or [], answer.set_result, time.perf_counter())
+        now = time.perf_counter()
+        deadline = now + self.patience
+        number = self.channel.call(b"head", [payload], regions or [], answer.set_result, now, deadline, **load)
         return number, answer
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, patience: float = PATIENCE) -> AsyncIterator[Line]:
+async def opened(path: Path, patience: float = PATIENCE, *, settle: bool = True) -> AsyncIterator[Line]:
     lost = asyncio.Event()
+
+    def told(channel: Channel) -> None:
+        lost.set()
+        if settle:
+            channel.settle()
+
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path / "i.sock"))
         listener.listen()
-        channel = await Channel.connect("m/1#0", str(path / "i.sock"), patience, lambda _: lost.set())
+        channel = await Channel.connect("m/1#0", str(path / "i.sock"), patience, told)
         sock, _ = listener.accept()
     with sock:
         greeting, descriptors, _, _ = socket.recv_fds(sock, 16, 2)
         assert greeting == b"arenas"
         sock.setblocking(False)
-        yield Line(channel, Peer(sock, descriptors), lost)
+        yield Line(channel, Peer(sock, descriptors), lost, patience)
         if not channel.closed:
             channel.close()
         await asyncio.wait_for(lost.wait(), PATIENCE)
@@ -181,7 +192,7 @@ async def test_a_callback_that_fails_does_not_silence_the_others(line: Line) -> 
         raise ValueError("a bug of the caller's")
 
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    line.channel.call(b"", [], [], fail, 0.0)
+    line.channel.call(b"", [], [], fail, 0.0, time.perf_counter() + PATIENCE)
     _, answer = line.call()
     line.channel.close()
     assert isinstance((await asyncio.wait_for(answer, 1)).error, InstanceDied)
@@ -197,7 +208,7 @@ async def test_a_call_that_takes_too_long_is_told_and_cancelled(
         assert isinstance(error, DeadlineExceeded)
         assert "0.02 s" in error.message
         assert (await line.peer.frame())[0][0] == INFER
-        assert (await line.peer.frame())[0][::3] == (CANCEL, number)
+        assert (await line.peer.frame())[0][0:4:3] == (CANCEL, number)
         line.peer.answer(number)  # too late: nobody is told twice
         await eventually(lambda: not line.channel.pending)
         assert not line.channel.closed
@@ -259,7 +270,7 @@ async def test_an_output_in_the_arena_is_read_there_and_released(line: Line) -> 
     line.peer.replies[64:68] = b"abcd"
     line.peer.answer(number, OFFSET.pack(64), in_arena=True)
     assert bytes((await soon(answer)).tensors[0]) == b"abcd"
-    assert (await line.peer.frame())[0][::3] == (RELEASE, number)
+    assert (await line.peer.frame())[0][0:4:3] == (RELEASE, number)
 
 
 async def test_an_output_nobody_waits_for_is_released_too(line: Line) -> None:
@@ -325,7 +336,7 @@ def bad_frames(number: int) -> dict[str, bytes]:
     return {
         "noise": b"\xff" * 100,
         "a reply to no request": b"".join(reply_frame(RESULT, 99, encode(ResultHeader(())))),
-        "too large": REPLY_HEAD.pack(RESULT, 0, MAX_PAYLOAD + 1, number, 0.0, 0.0, 0),
+        "too large": REPLY_HEAD.pack(RESULT, 0, MAX_REPLY + 1, number, 0.0, 0.0, 0),
         "a header that is none": b"".join(reply_frame(RESULT, number, b"\xc1\xc1")),
         "a header of another kind": b"".join(reply_frame(RESULT, number, encode(["y"]))),
         "a failure that is none": b"".join(reply_frame(FAILURE, number, b"", [b"\xc1"])),
@@ -355,3 +366,119 @@ async def test_an_instance_that_speaks_nonsense_loses_its_channel_and_every_call
 async def test_an_instance_that_is_not_there_is_an_os_error_and_leaves_nothing_open(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         await Channel.connect("m/1#0", str(tmp_path / "nobody.sock"), PATIENCE, lambda _: None)
+
+
+# What is known of a death
+
+
+async def test_the_calls_of_a_lost_instance_are_told_when_it_is_known_why(tmp_path: Path) -> None:
+    async with opened(tmp_path, settle=False) as line:
+        calls = [line.call() for _ in range(3)]
+        await line.peer.frame()
+        ExecutionNote(line.peer.replies).write([calls[1][0], 10**9])
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        await turns()
+        assert not any(answer.done() for _, answer in calls)
+        line.channel.settle("deadline", "too slow")
+        errors = [(await soon(answer)).error for _, answer in calls]
+    assert all(isinstance(error, InstanceLost) for error in errors)
+    found = [(error.executing, error.verdict, error.reason) for error in errors if isinstance(error, InstanceLost)]
+    assert found == [(False, "deadline", "too slow"), (True, "deadline", "too slow"), (False, "deadline", "too slow")]
+
+
+async def test_no_call_is_to_blame_if_only_the_line_was_cut(tmp_path: Path) -> None:
+    async with opened(tmp_path, settle=False) as line:
+        number, answer = line.call()
+        await line.peer.frame()
+        ExecutionNote(line.peer.replies).write([number])
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        line.channel.settle(alive=True)
+        error = (await soon(answer)).error
+    assert isinstance(error, InstanceLost)
+    assert not error.executing
+
+
+async def test_a_call_that_is_cancelled_after_the_death_is_not_told(tmp_path: Path) -> None:
+    async with opened(tmp_path, settle=False) as line:
+        number, answer = line.call()
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        line.channel.cancel(number)
+        line.channel.settle()
+        await turns()
+    assert not answer.done()
+
+
+async def test_a_call_whose_time_is_over_is_told_even_if_nobody_says_why_its_instance_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.01)
+    async with opened(tmp_path, patience=0.02, settle=False) as line:
+        _, answer = line.call()
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        assert isinstance((await soon(answer)).error, DeadlineExceeded)
+        line.channel.settle()
+
+
+async def test_nonsense_in_a_note_is_bounded(line: Line) -> None:
+    _, answer = line.call()
+    await line.peer.frame()
+    line.peer.replies[:NOTE_BYTES] = b"\xff" * NOTE_BYTES
+    line.peer.sock.shutdown(socket.SHUT_RDWR)
+    error = (await soon(answer)).error
+    assert isinstance(error, InstanceLost)
+    assert not error.executing
+
+
+# Load
+
+
+async def test_what_is_under_way_is_counted_until_it_is_answered(line: Line) -> None:
+    first, answer = line.call(rows=3, size=100)
+    second, _ = line.call(rows=2, size=50)
+    assert (line.channel.rows, line.channel.bytes) == (5, 150)
+    line.channel.cancel(second)
+    assert line.channel.rows == 5  # it may be computed yet
+    line.peer.answer(first)
+    await soon(answer)
+    assert (line.channel.rows, line.channel.bytes) == (2, 50)
+
+
+async def test_there_is_room_for_so_many_rows_and_bytes_and_always_for_one(line: Line) -> None:
+    channel = line.channel
+    channel.max_rows, channel.max_bytes = 2, 100
+    assert channel.has_room(1000)
+    number, answer = line.call(rows=1, size=60)
+    assert channel.has_room(40)
+    assert not channel.has_room(41)
+    line.call(rows=5, size=1)
+    assert not channel.has_room(1)
+    line.peer.answer(number)
+    await soon(answer)
+    assert not channel.has_room(1)
+
+
+async def test_a_full_queue_says_when_it_will_probably_have_room(line: Line) -> None:
+    channel = line.channel
+    assert channel.retry_after() == 1
+    number, answer = line.call(rows=3)
+    line.peer.answer(number)  # in 0.5 s for 3 rows
+    await soon(answer)
+    assert channel.row_seconds == pytest.approx(1 / 6)
+    line.call(rows=10)
+    assert channel.retry_after() == 2
+    assert channel.queue_full().retry_after == 2
+    line.call(rows=100_000)
+    assert channel.retry_after() == 60
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e30])
+async def test_whatever_times_an_instance_reports_the_seconds_are_within_bounds(line: Line, seconds: float) -> None:
+    number, answer = line.call(rows=3)
+    header = encode(ResultHeader(()))
+    line.peer.say(*reply_frame(RESULT, number, header, [], (seconds, seconds, 1)))
+    await soon(answer)
+    line.call(rows=10)
+    assert 1 <= line.channel.retry_after() <= 60

@@ -15,7 +15,9 @@ from gateway.ipc.framing import (
     FAILURE,
     INFER,
     MAX_HEADER,
+    MAX_OUTPUT,
     MAX_PAYLOAD,
+    MAX_REPLY,
     OFFSET,
     RELEASE,
     REPLY_HEAD,
@@ -38,7 +40,16 @@ quick = settings(max_examples=150, deadline=None)
 
 ids = st.integers(0, 2**64 - 1)
 pieces = st.lists(st.binary(max_size=60), max_size=4)
-requests = st.tuples(st.sampled_from([INFER, CANCEL, RELEASE]), ids, st.binary(max_size=70), pieces, st.floats(0, 1e9))
+seconds = st.floats(0, 1e9)
+requests = st.tuples(
+    st.sampled_from([INFER, CANCEL, RELEASE]),
+    ids,
+    st.binary(max_size=70),
+    pieces,
+    seconds,
+    seconds,
+    st.integers(0, 255),
+)
 times = st.tuples(st.floats(0, 1e3, width=32), st.floats(0, 1e3, width=32), st.integers(0, 2**32 - 1))
 replies = st.tuples(st.sampled_from([RESULT, FAILURE]), ids, st.binary(max_size=70), pieces, times)
 cuts = st.lists(st.integers(0, 2000), max_size=30)
@@ -57,11 +68,11 @@ def feed(reader: FrameReader[Any], parts: Sequence[bytes]) -> list[tuple[Any, by
 @given(st.lists(requests, max_size=6), cuts)
 def test_requests_come_out_as_they_went_in_however_the_bytes_are_cut(frames: list[Any], at: list[int]) -> None:
     data = b"".join(
-        b"".join(request_frame(kind, number, header, payload, now)) for kind, number, header, payload, now in frames
+        b"".join(request_frame(kind, number, header, payload, *rest)) for kind, number, header, payload, *rest in frames
     )
     want = [
-        ((kind, len(header), len(b"".join(payload)), number, now), header, b"".join(payload))
-        for kind, number, header, payload, now in frames
+        ((kind, len(header), len(b"".join(payload)), number, *rest), header, b"".join(payload))
+        for kind, number, header, payload, *rest in frames
     ]
     assert feed(request_reader(), cut(data, at)) == want
 
@@ -103,20 +114,28 @@ def test_garbage_raises_nothing_but_protocol_error(parts: list[bytes], make: Any
         pass
     else:
         data = b"".join(parts)
-        assert len(data) < reply_reader()._layout.size or data[0] in (1, 2, 3)  # noqa: SLF001 - the head's layout
+        assert len(data) < reader._layout.size or data[0] in (1, 2, 3)  # noqa: SLF001 - the head's layout
 
 
 @pytest.mark.parametrize("kind", [0, 4, 255])
 def test_a_frame_of_no_known_kind_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"kind {kind}"):
-        request_reader().feed(REQUEST_HEAD.pack(kind, 0, 0, 1, 0.0))
+        request_reader().feed(REQUEST_HEAD.pack(kind, 0, 0, 1, 0.0, 0.0, 50))
     with pytest.raises(ProtocolError, match=f"kind {kind}"):
         reply_reader().feed(REPLY_HEAD.pack(kind, 0, 0, 1, 0.0, 0.0, 0))
 
 
 def test_a_frame_that_announces_too_much_is_refused_before_it_is_stored() -> None:
     with pytest.raises(ProtocolError, match="bytes"):
-        request_reader().feed(REQUEST_HEAD.pack(INFER, 0, MAX_PAYLOAD + 1, 1, 0.0))
+        request_reader().feed(REQUEST_HEAD.pack(INFER, 0, MAX_PAYLOAD + 1, 1, 0.0, 0.0, 50))
+
+
+def test_an_instance_may_announce_less_than_a_worker() -> None:
+    frame = REPLY_HEAD.pack(RESULT, 0, MAX_REPLY, 1, 0.0, 0.0, 0)
+    assert reply_reader().feed(frame) == []
+    with pytest.raises(ProtocolError, match="bytes"):
+        reply_reader().feed(REPLY_HEAD.pack(RESULT, 0, MAX_REPLY + 1, 1, 0.0, 0.0, 0))
+    assert MAX_OUTPUT < MAX_REPLY < MAX_PAYLOAD
 
 
 def test_a_header_over_the_limit_is_not_sent() -> None:
@@ -242,5 +261,5 @@ def test_a_request_header_survives_its_encoding() -> None:
 
 
 def test_the_heads_have_the_sizes_both_sides_were_built_for() -> None:
-    assert struct.calcsize(REQUEST_HEAD.format) == 24
+    assert struct.calcsize(REQUEST_HEAD.format) == 32
     assert struct.calcsize(REPLY_HEAD.format) == 28

@@ -20,12 +20,14 @@ LAYERS = """
     gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend
-    gateway.ipc.channel gateway.instance.connection gateway.instance.batching gateway.instance.proof
+    gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
+    gateway.instance.replies gateway.instance.proof
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
     gateway.lifecycle.version gateway.nodes.gauge
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency gateway.lifecycle.manager
     gateway.exposition gateway.routing
+    gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
     gateway.workers gateway.startup
     gateway.supervisor
@@ -39,7 +41,10 @@ PURE = {
     "gateway.sizes",
     "gateway.tensors",
     "gateway.ipc.framing",
+    "gateway.instance.queue",
     "gateway.instance.batching",
+    "gateway.http.wishes",
+    "gateway.http.retry",
     "gateway.lifecycle.state",
     "gateway.lifecycle.placement",
     "gateway.lifecycle.policy",

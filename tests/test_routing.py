@@ -1,14 +1,15 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import orjson
 import pytest
 
-from gateway.errors import ModelNotFound, ModelNotReady, RequestError, VersionNotFound
+from gateway.errors import ModelNotFound, ModelNotReady, OutOfMemory, RequestError, VersionNotFound
 from gateway.ipc.channel import Channel
 from gateway.ipc.messages import Batching, Ready, VersionRoute
 from gateway.metrics import VersionCounters
-from gateway.routing import RoutingTable, Target, pick
+from gateway.routing import NotYet, RoutingTable, Target, pick
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Signature, TensorSpec
 
@@ -38,7 +39,7 @@ def route_of(model: str = "m", version: int = 1, state: str = "READY", reason: s
 
 
 def channel(pending: int = 0) -> Channel:
-    return cast("Channel", SimpleNamespace(pending=dict.fromkeys(range(pending))))
+    return cast("Channel", SimpleNamespace(rows=pending))
 
 
 def target_of(route: VersionRoute, *channels: Channel) -> Target:
@@ -55,6 +56,65 @@ def test_the_highest_ready_version_answers_for_the_model() -> None:
     assert table.infer_paths[b"/v2/models/m/infer"].version == "10"
     assert table.infer_paths[b"/v2/models/m/versions/9/infer"].version == "9"
     assert b"/v2/models/m/versions/11/infer" not in table.infer_paths
+
+
+def labelled(version: int, *labels: str, state: str = "READY") -> VersionRoute:
+    config = ModelConfig(version_labels={"stable": 1, "canary": 2, "gone": 7})
+    return msgspec.structs.replace(route_of(version=version, state=state), labels=list(labels), config=config)
+
+
+def test_a_label_is_the_version_that_it_stands_for() -> None:
+    table = table_of(labelled(1, "stable"), labelled(2, "canary"))
+    assert table.find("m", "stable").version == 1
+    assert table.target("m", "canary").version == "2"
+    assert table.infer_paths[b"/v2/models/m/versions/stable/infer"].version == "1"
+    assert table.infer_paths[b"/v2/models/m/infer"].version == "2"
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"), [("gone", "stands for version 7, which is not there"), ("nobody", "'nobody' is not found")]
+)
+def test_a_label_without_a_version_is_not_found(label: str, expected: str) -> None:
+    with pytest.raises(VersionNotFound, match=expected):
+        table_of(labelled(1, "stable")).find("m", label)
+
+
+def test_a_cold_version_soon_answers_and_is_found_where_none_is_ready() -> None:
+    table = table_of(
+        route_of(version=1, state="COLD"), route_of(version=2, state="COLD"), route_of(version=3, state="FAILED")
+    )
+    assert table.find("m").version == 2
+    assert table.answers_soon("m", 2)
+    assert not table.answers_soon("m", 3)
+    with pytest.raises(NotYet) as caught:
+        table.target("m")
+    assert caught.value.route.version == 2
+    assert table_of(route_of(version=1), route_of(version=2, state="COLD")).find("m").version == 1
+
+
+def test_a_version_that_loads_is_waited_for_only_if_it_was_there_before() -> None:
+    loading = route_of(state="LOADING")
+    with pytest.raises(ModelNotReady) as caught:
+        table_of(loading).target("m")
+    assert not isinstance(caught.value, NotYet)
+    for before in (table_of(route_of(state="COLD")), table_of(route_of())):
+        waking = RoutingTable([loading], before=before)
+        with pytest.raises(NotYet):
+            waking.target("m")
+        still = RoutingTable([loading], before=waking)
+        assert still.answers_soon("m", 1)
+
+
+def test_a_version_that_cannot_fit_says_so() -> None:
+    route = msgspec.structs.replace(route_of(state="FAILED", reason="3 GB of 2 GB"), refusal="out_of_memory")
+    with pytest.raises(OutOfMemory, match="FAILED: 3 GB of 2 GB"):
+        table_of(route).target("m")
+
+
+def test_a_server_that_stops_is_not_ready() -> None:
+    assert RoutingTable(settled=True).ready
+    assert not RoutingTable(settled=True, stopping=True).ready
+    assert not RoutingTable(settled=False).ready
 
 
 def test_without_a_ready_version_the_highest_is_found() -> None:

@@ -3,6 +3,7 @@ import gc
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,13 +11,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from gateway.errors import GatewayError, InferenceFailed, OutOfMemory, QueueFull, RequestError
+from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, OutOfMemory, QueueFull, RequestError
+from gateway.instance import replies
 from gateway.instance.connection import Connection
 from gateway.instance.serve import Server
 from gateway.ipc.arena import THRESHOLD
 from gateway.ipc.channel import Channel, Reply
 from gateway.ipc.framing import (
+    ALONE,
     CANCEL,
+    DEFAULT_PRIORITY,
     INFER,
     RELEASE,
     REQUEST_HEAD,
@@ -30,6 +34,7 @@ from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature, array_from_raw, raw_from_array
 
 PATIENCE = 5
+LATER = time.perf_counter() + 3600
 Execute = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
@@ -65,6 +70,16 @@ class FakeModel:
         return None
 
 
+def settled(lost: asyncio.Event) -> Callable[[Channel], None]:
+    """What to do when a channel is lost."""
+
+    def told(channel: Channel) -> None:
+        channel.settle()
+        lost.set()
+
+    return told
+
+
 class Serving:
     """A Server in a thread, and channels to it."""
 
@@ -84,7 +99,7 @@ class Serving:
 
     async def connect(self) -> Channel:
         lost = asyncio.Event()
-        channel = await Channel.connect("m/1#0", self.path, PATIENCE, lambda _: lost.set())
+        channel = await Channel.connect("m/1#0", self.path, PATIENCE, settled(lost))
         self._channels.append((channel, lost))
         return channel
 
@@ -163,7 +178,14 @@ class Call:
         return caught.value
 
 
-def send(channel: Channel, inputs: dict[str, Array], outputs: tuple[str, ...] = (), signature: str = "forward") -> Call:
+def send(
+    channel: Channel,
+    inputs: dict[str, Array],
+    outputs: tuple[str, ...] = (),
+    signature: str = "forward",
+    deadline: float = LATER,
+    flags: int = DEFAULT_PRIORITY,
+) -> Call:
     tensors, payload, regions = [], [], []
     for name, array in inputs.items():
         datatype, raw = raw_from_array(array)
@@ -172,7 +194,8 @@ def send(channel: Channel, inputs: dict[str, Array], outputs: tuple[str, ...] = 
         payload.append(raw if placed is None else placed)
     made = Call()
     header = encode(RequestHeader(signature, tuple(tensors), outputs))
-    made.id = channel.call(header, payload, regions, made.on_reply, asyncio.get_running_loop().time())
+    now = asyncio.get_running_loop().time()
+    made.id = channel.call(header, payload, regions, made.on_reply, now, deadline, flags)
     return made
 
 
@@ -307,7 +330,7 @@ async def test_an_error_of_the_model_comes_back_as_it_is(start: Start, error: Ga
     assert (type(found), found.message) == (type(error), error.message)
 
 
-@pytest.mark.parametrize("error", [KeyError("secret"), RecursionError(), MemoryError(), ZeroDivisionError("/etc")])
+@pytest.mark.parametrize("error", [KeyError("secret"), RecursionError(), ZeroDivisionError("/etc")])
 async def test_of_any_other_exception_only_its_name_is_told(start: Start, error: Exception) -> None:
     def fail(_: Mapping[str, Array]) -> dict[str, Array]:
         raise error
@@ -340,7 +363,7 @@ async def test_a_request_cancelled_before_it_was_computed_is_not_computed(start:
     await eventually(lambda: not channel.pending)
     assert serving.model.batches == [[0.0], [2.0]]
     assert not dropped.answer.done()
-    assert not serving.connections[0].cancelled
+    assert not serving.connections[0].queued
 
 
 async def test_a_cancellation_that_comes_too_late_leaves_nothing_behind(start: Start) -> None:
@@ -349,7 +372,7 @@ async def test_a_cancellation_that_comes_too_late_leaves_nothing_behind(start: S
     await answered.outputs()
     channel._write(request_frame(CANCEL, answered.id))  # noqa: SLF001 - it crossed the reply on the way
     await call(channel, 2.0).outputs()
-    assert not serving.connections[0].cancelled
+    assert not serving.connections[0].queued
 
 
 async def test_a_full_queue_refuses_and_says_so(start: Start) -> None:
@@ -359,7 +382,7 @@ async def test_a_full_queue_refuses_and_says_so(start: Start) -> None:
     serving.model.gate.set()
     errors = [await each.error() for each in calls[2:]]
     assert [type(error) for error in errors] == [QueueFull, QueueFull]
-    assert "2 requests" in errors[0].message
+    assert "2 rows" in errors[0].message
     assert [(await each.outputs())["y"].item() for each in calls[:2]] == [2, 4]
 
 
@@ -494,9 +517,9 @@ async def closed_by_the_other_side(sock: socket.socket) -> bool:
     "garbage",
     [
         b"\xff" * 100,
-        REQUEST_HEAD.pack(INFER, 4, 0, 1, 0.0) + b"\xc1\xc1\xc1\xc1",
-        REQUEST_HEAD.pack(INFER, 0, 2**32 - 1, 1, 0.0),
-        REQUEST_HEAD.pack(RELEASE, 0, 0, 77, 0.0),
+        REQUEST_HEAD.pack(INFER, 4, 0, 1, 0.0, 0.0, 50) + b"\xc1\xc1\xc1\xc1",
+        REQUEST_HEAD.pack(INFER, 0, 2**32 - 1, 1, 0.0, 0.0, 50),
+        REQUEST_HEAD.pack(RELEASE, 0, 0, 77, 0.0, 0.0, 50),
         b"",
     ],
     ids=["noise", "header", "size", "release", "nothing"],
@@ -531,7 +554,7 @@ async def test_a_request_that_contradicts_itself_is_answered_with_an_error(
 ) -> None:
     _, channel = await start()
     bad = Call()
-    channel.call(encode(RequestHeader("forward", tensors)), [b"1234"], [], bad.on_reply, 0.0)
+    channel.call(encode(RequestHeader("forward", tensors)), [b"1234"], [], bad.on_reply, 0.0, LATER)
     await bad.error()
     assert (await call(channel, 1).outputs())["y"].item() == 2
 
@@ -570,7 +593,7 @@ def descriptors() -> list[str]:
 
 async def come_and_go(serving: Serving) -> None:
     lost = asyncio.Event()
-    leaving = await Channel.connect("m/1#0", serving.path, PATIENCE, lambda _: lost.set())
+    leaving = await Channel.connect("m/1#0", serving.path, PATIENCE, settled(lost))
     await call(leaving, 1.0).outputs()
     leaving.close()
     await asyncio.wait_for(lost.wait(), PATIENCE)
@@ -587,7 +610,7 @@ async def test_what_is_queued_is_answered_before_the_instance_stops(start: Start
 async def test_a_stop_does_not_wait_for_a_fuller_batch(start: Start) -> None:
     serving, channel = await start(max_queue_delay_microseconds=10_000_000)
     waiting = call(channel, 1.0)
-    await eventually(lambda: bool(serving.server._queue))  # noqa: SLF001 - it must be there before the stop
+    await eventually(lambda: bool(serving.server._queue.rows))  # noqa: SLF001 - it must be there before the stop
     await serving.stop()
     assert (await waiting.outputs())["y"].item() == 2
 
@@ -617,8 +640,186 @@ async def test_a_worker_that_reads_slowly_gets_everything(start: Start) -> None:
 
 async def test_kinds_of_requests_are_remembered_only_so_many(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.instance.serve.PLANS", 3)
+    monkeypatch.setattr(replies, "HEADERS", 3)
+    monkeypatch.setattr(replies, "_headers", {})
     serving, channel = await start()
     for rows in range(1, 12):
         await call(channel, *range(rows)).outputs()
         assert len(serving.server._plans) <= 3  # noqa: SLF001 - the bound is the point
-        assert len(serving.server._headers) <= 3  # noqa: SLF001 - as above
+        assert len(replies._headers) <= 3  # noqa: SLF001 - as above
+
+
+# Priorities, deadlines, bounds
+
+
+async def test_smaller_priorities_are_computed_first(start: Start) -> None:
+    serving, channel = await start(busy=True, max_rows=1)
+    calls = [call(channel, float(number), flags=flags) for number, flags in enumerate((50, 100, 1, 50), start=1)]
+    await written()
+    serving.model.gate.set()
+    for each in calls:
+        await each.outputs()
+    assert serving.model.batches[1:] == [[3.0], [1.0], [4.0], [2.0]]
+
+
+async def test_a_request_that_must_be_alone_is_not_joined(start: Start) -> None:
+    serving, channel = await start(busy=True)
+    calls = [call(channel, float(n), flags=50 | (ALONE if n == 2 else 0)) for n in range(1, 5)]
+    await written()
+    serving.model.gate.set()
+    for each in calls:
+        await each.outputs()
+    assert sorted(serving.model.batches[1:]) == [[1.0, 3.0, 4.0], [2.0]]
+
+
+async def test_a_request_whose_time_is_over_before_the_model_is_free_is_not_computed(start: Start) -> None:
+    serving, channel = await start(busy=True)
+    late, kept = call(channel, 1.0, deadline=time.perf_counter()), call(channel, 2.0)
+    await written()
+    serving.model.gate.set()
+    assert isinstance(await late.error(), DeadlineExceeded)
+    await kept.outputs()
+    assert serving.model.batches == [[0.0], [2.0]]
+    assert not serving.connections[0].queued
+
+
+async def test_a_thousand_abandoned_requests_cost_the_model_nothing(start: Start) -> None:
+    serving, channel = await start(busy=True, max_queue_size=2000)
+    abandoned = [call(channel, float(number)) for number in range(1, 1001)]
+    await written()
+    for each in abandoned:
+        channel.cancel(each.id)
+    kept = call(channel, 5.0)
+    await written()
+    serving.model.gate.set()
+    assert (await kept.outputs())["y"].item() == 10
+    await eventually(lambda: not channel.pending)
+    assert serving.model.batches == [[0.0], [5.0]]
+    assert not serving.connections[0].queued
+    assert (channel.rows, channel.bytes) == (0, 0)
+
+
+async def test_a_queue_is_bounded_in_rows(start: Start) -> None:
+    serving, channel = await start(busy=True, max_queue_size=4)
+    calls = [call(channel, *range(1, rows + 1)) for rows in (3, 2, 1)]
+    await written()
+    serving.model.gate.set()
+    await calls[0].outputs()
+    assert isinstance(await calls[1].error(), QueueFull)
+    await calls[2].outputs()
+
+
+async def test_a_queue_is_bounded_in_bytes(start: Start) -> None:
+    serving, channel = await start(busy=True, max_queue_bytes=100)
+    calls = [call(channel, *range(1, rows + 1)) for rows in (20, 10, 5)]
+    await written()
+    serving.model.gate.set()
+    await calls[0].outputs()
+    assert isinstance(await calls[1].error(), QueueFull)
+    await calls[2].outputs()
+
+
+async def test_one_request_larger_than_the_queue_is_taken_when_nothing_else_waits(start: Start) -> None:
+    _, channel = await start(max_queue_size=2, max_queue_bytes=4)
+    assert len((await call(channel, *range(50)).outputs())["y"]) == 50
+
+
+# What it is computing
+
+
+async def test_while_it_computes_the_worker_can_read_which_requests(start: Start) -> None:
+    serving, channel = await start(busy=True, max_rows=4)
+    first = next(iter(channel.pending))
+    assert channel._note.read() == {first}  # noqa: SLF001 - what settle reads
+    calls = [call(channel, float(number)) for number in range(1, 3)]
+    await written()
+    serving.model.entered.clear()
+    serving.model.gate.set()
+    for each in calls:
+        await each.outputs()
+    await eventually(lambda: not channel._note.read())  # noqa: SLF001 - as above
+
+
+async def test_each_worker_reads_of_its_own_requests_only(start: Start) -> None:
+    serving, first = await start()
+    second = await serving.connect()
+    await call(second, 1.0).outputs()
+    await occupy(serving, first)
+    calls = [call(first, 1.0), call(second, 2.0)]
+    await written()
+    notes: list[frozenset[int]] = []
+
+    def look(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if len(inputs["x"]) == 2:
+            notes.extend(channel._note.read() for channel in (first, second))  # noqa: SLF001 - as above
+        return double(inputs)
+
+    serving.model.function = look
+    serving.model.gate.set()
+    for each in calls:
+        await each.outputs()
+    assert notes == [{calls[0].id}, {calls[1].id}]
+
+
+async def test_a_failed_batch_is_noted_one_request_at_a_time(start: Start) -> None:
+    serving, channel = await start(busy=True)
+    notes: list[frozenset[int]] = []
+
+    def look(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        notes.append(channel._note.read())  # noqa: SLF001 - as above
+        return refuse_negative(inputs)
+
+    serving.model.function = look
+    calls = [call(channel, value) for value in (1, -1)]
+    await written()
+    serving.model.gate.set()
+    await calls[0].outputs()
+    await calls[1].error()
+    ids = [each.id for each in calls]
+    assert notes[-3:] == [frozenset(ids), {ids[0]}, {ids[1]}]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+async def test_a_lack_of_memory_is_out_of_memory_wherever_it_occurs(start: Start, rows: int) -> None:
+    def fail(_: Mapping[str, Array]) -> dict[str, Array]:
+        raise MemoryError
+
+    serving, channel = await start(fail, busy=True)
+    calls = [call(channel, float(number)) for number in range(rows)]
+    await written()
+    serving.model.gate.set()
+    for each in calls:
+        assert isinstance(await each.error(), OutOfMemory)
+
+
+async def test_a_lack_of_memory_while_replying_is_out_of_memory(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Array) -> tuple[str, bytes]:
+        raise MemoryError
+
+    _, channel = await start()
+    monkeypatch.setattr(replies, "raw_from_array", fail)
+    assert isinstance(await call(channel, 1.0).error(), OutOfMemory)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        np.broadcast_to(np.float32(1), (1, 1 << 40)),
+        np.broadcast_to(np.array(["word"], object), (1, 1 << 30)),
+    ],
+)
+async def test_outputs_that_are_too_large_are_refused_before_they_are_copied(start: Start, output: Array) -> None:
+    _, channel = await start(lambda _: {"y": output})
+    error = await call(channel, 1.0).error()
+    assert isinstance(error, InferenceFailed)
+    assert str(4 * output.size) in error.message
+    assert str(256 << 20) in error.message
+
+
+async def test_an_output_that_nobody_asked_for_may_be_as_large_as_it_likes(start: Start) -> None:
+    huge = np.broadcast_to(np.float32(1), (1, 1 << 40))
+    _, channel = await start(lambda inputs: {"huge": huge, "y": inputs["x"]})
+    assert list(await call(channel, 1.0, outputs=("y",)).outputs()) == ["y"]

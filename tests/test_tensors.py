@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from gateway.errors import RequestError
 from gateway.tensors import (
+    COPIED,
     DTYPES,
     ITEMSIZES,
     MAX_ELEMENTS,
@@ -92,8 +93,8 @@ def test_bfloat16_keeps_its_values() -> None:
     assert array_from_raw("BF16", (4,), raw).astype(np.float32).tolist() == array.astype(np.float32).tolist()
 
 
-def test_a_contiguous_array_is_not_copied() -> None:
-    array = np.zeros(4, np.float32)
+def test_a_large_contiguous_array_is_not_copied() -> None:
+    array = np.zeros(COPIED, np.float32)
     _, raw = raw_from_array(array)
     array[0] = 1.0
     assert bytes(raw) == array.tobytes()

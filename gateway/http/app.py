@@ -84,17 +84,18 @@ async def ready(state: State) -> Response:
 @router.get("/v2/models/{model}/ready", tags=["models"], summary="Can this model answer?")
 @router.get("/v2/models/{model}/versions/{version}/ready", tags=["models"], summary="Can this version answer?")
 async def model_ready(state: State, model: str, version: str | None = None) -> Response:
-    """200 if it can answer now, else 404 or 503 with the reason."""
-    target = state.table.target(model, version)
-    pick(target)  # a version whose instances are all gone says so
-    return json_response({"name": target.model, "version": target.version, "ready": True})
+    """200 if it answers requests, also if the first of them loads it; else 404 or 503 with the reason."""
+    route = state.table.find(model, version)
+    if not state.table.answers_soon(route.model, route.version):
+        pick(state.table.target(model, version))  # a version whose instances are all gone says so
+    return json_response({"name": route.model, "version": str(route.version), "ready": True})
 
 
 @router.get("/v2/models/{model}", tags=["models"], summary="Model metadata")
 @router.get("/v2/models/{model}/versions/{version}", tags=["models"], summary="Version metadata")
 async def model_metadata(state: State, model: str, version: str | None = None) -> Response:
     """Inputs, outputs and, under `parameters`, signatures, the batching decision and what the loader decided."""
-    target = state.table.target(model, version)
+    target = await state.waiting.target((model, version), state.request_timeout)
     return json_response(describe.metadata(target, sorted(state.table.models[target.model])))
 
 
@@ -102,7 +103,8 @@ async def model_metadata(state: State, model: str, version: str | None = None) -
 @router.get("/v2/models/{model}/versions/{version}/config", tags=["models"], summary="Version configuration")
 async def model_config(state: State, model: str, version: str | None = None) -> Response:
     """The configuration in force, in the words of Triton's model configuration extension."""
-    return json_response(describe.configuration(state.table.target(model, version)))
+    target = await state.waiting.target((model, version), state.request_timeout)
+    return json_response(describe.configuration(target))
 
 
 @router.get("/v2/models/{model}/stats", tags=["models"], summary="Model statistics")

@@ -1,14 +1,24 @@
 """A request's body on its way in: a small one in pieces from the parser, a large one straight into its place."""
 
+import re
 from collections.abc import Iterable
 
-from gateway.errors import PayloadTooLarge, RequestError
+from gateway.errors import GatewayError, PayloadTooLarge, RequestError
 from gateway.http import compression
 from gateway.tensors import Buffer
 
 DISCARD_TIMES = 8
 """Of a body over the limit up to this many times the limit are read and dropped, so that the client hears why."""
-_HEADERS = frozenset({b"content-length", b"content-encoding", b"accept-encoding", b"inference-header-content-length"})
+SLOWEST_BYTES_PER_SECOND = 64 << 10
+"""A body may take the time of one request, and longer only while it comes at least as fast as this."""
+_TIMEOUT, _ENVOY_TIMEOUT = b"x-request-timeout", b"x-envoy-expected-rq-timeout-ms"
+_DECIMAL = re.compile(rb"\d{1,12}(?:\.\d{0,12})?")
+_HEADERS = frozenset(
+    {
+        b"content-length", b"content-encoding", b"accept-encoding", b"inference-header-content-length",
+        _TIMEOUT, _ENVOY_TIMEOUT,
+    }
+)  # fmt: skip
 
 
 class RequestBody:
@@ -23,8 +33,10 @@ class RequestBody:
     """Its Content-Encoding; empty for none."""
     accept: str | None = None
     """The encoding that the response may have."""
+    timeout: float | None = None
+    """Seconds that the client gives the request, by its headers."""
     complete = False
-    error: RequestError | None = None
+    error: GatewayError | None = None
     data: Buffer = b""
     """The body as far as it is there; all of it when `complete`."""
     _received = 0
@@ -48,14 +60,37 @@ class RequestBody:
             self.encoding = "" if encoding == "identity" else encoding
         elif name == b"accept-encoding":
             self.accept = compression.chosen_encoding(value)
+        elif name in (_TIMEOUT, _ENVOY_TIMEOUT):
+            self._read_timeout(name, value)
         elif value.isdigit() and len(value) <= 18:
             self.json_size = int(value)
         else:
             self.error = RequestError("Inference-Header-Content-Length must be a number of bytes")
 
+    def _read_timeout(self, name: bytes, value: bytes) -> None:
+        """The shortest of what the headers allow counts."""
+        seconds = float(value) if _DECIMAL.fullmatch(value) else -1.0
+        if name == _ENVOY_TIMEOUT:
+            seconds /= 1000
+        if name == _ENVOY_TIMEOUT and seconds == 0:
+            return  # Envoy's word for no timeout
+        if seconds <= 0:
+            wanted = "seconds" if name == _TIMEOUT else "milliseconds"
+            self.error = RequestError(f"{name.decode().title()} must be a number of {wanted} greater than 0")
+        elif self.timeout is None or seconds < self.timeout:
+            self.timeout = seconds
+
     def _refuse(self) -> None:
-        self.error = PayloadTooLarge(f"the body is larger than the limit of {self._limit} bytes")
+        self.refuse(PayloadTooLarge(f"the body is larger than the limit of {self._limit} bytes"))
+
+    def refuse(self, error: GatewayError) -> None:
+        """Keep nothing of the body, but read it to its end, so that the client hears why."""
+        self.error = error
         self.data = b""
+
+    def seconds_allowed(self, request_timeout: float) -> float:
+        """How long it may have taken to get so far."""
+        return request_timeout + self._received / SLOWEST_BYTES_PER_SECOND
 
     @property
     def hopeless(self) -> bool:
@@ -94,6 +129,10 @@ class RequestBody:
     def unpacked(self) -> bytes:
         """The whole body without its encoding; RequestError or PayloadTooLarge if it cannot be."""
         return compression.decompress(bytes(self.data), self.encoding, self._limit)
+
+    def unpack(self, data: bytes) -> None:
+        """The body is this, without its encoding."""
+        self.data, self.encoding = data, ""
 
     def drop(self) -> None:
         """Let go of the memory."""

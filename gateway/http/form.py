@@ -7,7 +7,7 @@ import msgspec
 from gateway.errors import RequestError
 from gateway.ipc.framing import MAX_HEADER, RequestHeader, TensorHeader, encode
 from gateway.routing import Target
-from gateway.tensors import DTYPES, ITEMSIZES, Signature, TensorSpec, element_count
+from gateway.tensors import DTYPES, ITEMSIZES, Signature, TensorSpec, element_count, rows_of
 
 MAX_INPUTS = 4096
 FORMS = 1024
@@ -34,6 +34,8 @@ class Form(msgspec.Struct, frozen=True):
     inputs: tuple[FormInput, ...]
     outputs: tuple[str, ...]
     header: bytes
+    rows: int
+    """What it counts for in the model's queue."""
 
     def header_for(self, tensors: Sequence[tuple[int, bool]]) -> bytes:
         """The frame header when the tensors have these sizes and lie in the arena or not."""
@@ -82,7 +84,8 @@ def checked_form(
         raise RequestError(f"input '{min(missing)}' of model '{target.model}' is missing")
     _check_outputs(signature, outputs)
     header = _header(signature.name, checked, outputs, [(max(each.size, 0), False) for each in checked])
-    form = Form(signature.name, tuple(checked), outputs, header)
+    rows = rows_of(shape for _, _, shape in inputs) if target.batched else None
+    form = Form(signature.name, tuple(checked), outputs, header, rows or 1)
     if len(target.forms) >= FORMS:
         target.forms.clear()
     target.forms[key] = form

@@ -1,20 +1,18 @@
-"""One inference request on a client connection: its body in, the call to an instance, its response out."""
+"""One inference request on a client connection: its body in, its response out; between the two it is dispatched."""
 
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gateway.errors import GatewayError
-from gateway.http import compression, oip
-from gateway.http.body import RequestBody
+from gateway.http import compression, large_json, oip
+from gateway.http.dispatch import Dispatch
 from gateway.http.responses import error_body, error_headers, response_head, status_of
-from gateway.ipc.channel import Channel, Reply
-from gateway.routing import Target, pick
+from gateway.ipc.channel import Reply
+from gateway.ipc.framing import ResultHeader
+from gateway.routing import pick
 from gateway.tensors import Buffer
-
-if TYPE_CHECKING:
-    from gateway.http.protocol import InferenceProtocol
 
 log = logging.getLogger("gateway.worker")
 
@@ -29,7 +27,7 @@ class _Quiet:
 _QUIET = _Quiet()
 
 
-class Inference:
+class Inference(Dispatch):
     """The stand-in for uvicorn's RequestResponseCycle.
 
     uvicorn reads and sets `response_complete`, `keep_alive`, `disconnected` and `message_event`.
@@ -38,30 +36,9 @@ class Inference:
     message_event = _QUIET
 
     # Defaults, so that a plain small request sets little.
-    response_complete = False
-    disconnected = False
     keep_alive = True
     has_turn = False
-    _target: Target | None = None
-    _error: GatewayError | None = None
-    _channel: Channel | None = None
-    _request: oip.InferenceRequest | None = None
-    _request_id = 0
-    _region: int | None = None  # of the arena, where a large body goes; owned until it is among _regions
-    _decode_seconds = 0.0
-    _sent = 0.0
-
-    def __init__(self, connection: "InferenceProtocol", path: bytes, target: Target | GatewayError) -> None:
-        self.started = time.perf_counter()
-        self._path = path
-        self._table = connection.state.table
-        self.body = RequestBody(connection.state.max_body_bytes)
-        self._connection = connection
-        self._regions: list[int] = []
-        if isinstance(target, Target):
-            self._target = target
-        else:
-            self._error = target
+    _encoding: "asyncio.Task[None] | None" = None
 
     # Reading the request
 
@@ -89,15 +66,22 @@ class Inference:
     def read_directly(self) -> None:
         """Have the rest of a large binary body read to where the instance will read it, if there is room."""
         body, target = self.body, self._target
-        if body.complete or body.error or target is None or body.json_size is None or body.encoding:
+        if body.complete or body.error or target is None:
             return
         try:
-            self._channel = pick(target)
+            channel = pick(target)
         except GatewayError:
-            return  # said when the body is in
-        self._region = self._channel.reserve(body.size, lead=min(body.json_size, body.size))
-        if self._region is not None:
-            body.continue_in(self._channel.arena.view[self._region : self._region + body.size])
+            return  # seen to when the body is in
+        if not channel.has_room(body.size):
+            body.refuse(channel.queue_full())
+            return
+        if body.json_size is None or body.encoding:
+            return
+        region = channel.reserve(body.size, lead=min(body.json_size, body.size))
+        if region is not None:
+            self._channel, self._region = channel, region
+            self._regions.append(region)
+            body.continue_in(channel.arena.view[region : region + body.size])
             self._connection.read_past_parser(self)
 
     def body_complete(self) -> None:
@@ -105,6 +89,8 @@ class Inference:
         self.body.complete = True
         if self.has_turn and not self.response_complete:
             self._run()
+        elif not self.has_turn:
+            self._arrived = time.perf_counter()
 
     def take_turn(self) -> None:
         """The responses before this one on its connection are written."""
@@ -118,93 +104,36 @@ class Inference:
         error = self._error or self.body.error
         if error is not None:
             self._answer_error(error)
-        elif self.body.encoding:
+            return
+        if self.body.timeout is not None:
+            self._limit(self.body.timeout)
+        if self.body.encoding:
             self._unpack()
         else:
-            self._send(self.body.data)
+            self._send()
 
     def _unpack(self) -> None:
         if len(self.body.data) <= compression.THREAD_FROM // 8:
             try:
-                self._send(self.body.unpacked())
+                self.body.unpack(self.body.unpacked())
             except GatewayError as error:
                 self._answer_error(error)
+                return
+            self._send()
             return
         work = self._connection.loop.run_in_executor(None, self.body.unpacked)
         work.add_done_callback(self._unpacked)
 
     def _unpacked(self, work: "asyncio.Future[bytes]") -> None:
-        if self.disconnected:
+        if self.disconnected or self.response_complete:
             work.exception()  # looked at, so that asyncio does not report it
             return
         try:
-            self._send(work.result())
+            self.body.unpack(work.result())
         except GatewayError as error:
             self._answer_error(error)
-
-    def _send(self, data: Buffer) -> None:
-        """Decode the body and send it to an instance."""
-        begun = time.perf_counter()
-        try:
-            if self._connection.state.table is not self._table:
-                data = self._route_again(data)
-            target = self._target
-            assert target is not None
-            if self._channel is None or self._channel.closed:
-                self._channel = pick(target)
-            channel = self._channel
-            body = oip.Body(data, self.body.json_size, self._region)
-            if self._region is not None:
-                self._regions.append(self._region)
-            self._request = request = oip.decode(body, target, channel, self._regions)
-            now = time.perf_counter()
-            self._request_id = channel.call(request.header, request.payload, self._regions, self._on_reply, now)
-        except GatewayError as error:
-            self._give_back()
-            self._answer_error(error)
             return
-        except Exception:
-            log.exception("decoding a request failed")
-            self._give_back()
-            self._answer_error(GatewayError("internal error"))
-            return
-        self._decode_seconds = now - begun
-        self._sent = now
-
-    def _route_again(self, data: Buffer) -> Buffer:
-        """The routes have changed since the head came: find the model anew, and move the body if it must move."""
-        target = self._connection.target_for(self._path)
-        if not isinstance(target, Target):
-            raise target
-        self._target = target
-        channel = self._channel
-        if channel is not None and channel not in target.channels:
-            if self._region is not None:
-                data = bytes(data)
-                channel.unreserve(self._region)
-                self._region = None
-            self._channel = None
-        return data
-
-    def _give_back(self) -> None:
-        """Free the regions that no call took over."""
-        if self._channel is not None:
-            for region in self._regions:
-                self._channel.unreserve(region)
-        self._regions = []
-
-    def abandon(self) -> None:
-        """The client is gone."""
-        self.disconnected = True
-        self.body.drop()
-        if self.response_complete or self._channel is None:
-            return
-        if self._request_id:
-            self._channel.cancel(self._request_id)
-            if self._target:
-                self._target.counters.drop("disconnected")
-        elif self._region is not None and not self._regions:
-            self._channel.unreserve(self._region)
+        self._send()
 
     # Answering
 
@@ -213,16 +142,22 @@ class Inference:
         assert target is not None
         assert request is not None
         if reply.error is not None or reply.header is None:
-            self._answer_error(reply.error or GatewayError("internal error"))
+            self._failed(reply.error or GatewayError("internal error"))
             return
+        if reply.header.size > large_json.FROM and self._encode_slowly(reply):
+            return
+        self._encode(reply, reply.header, reply.tensors)
+
+    def _encode(
+        self, reply: Reply, header: ResultHeader, tensors: Sequence[Buffer], texts: list[bytes | None] | None = None
+    ) -> None:
+        target, request = self._target, self._request
+        assert target is not None
+        assert request is not None
         try:
-            text, binary = oip.encode_response(request, target.response_start, reply.header, reply.tensors)
-        except GatewayError as error:
-            self._answer_error(error)
-            return
-        except Exception:
-            log.exception("encoding a response failed")
-            self._answer_error(GatewayError("internal error"))
+            text, binary = oip.encode_response(request, target.response_start, header, tensors, texts)
+        except Exception as error:  # noqa: BLE001 - looked at there
+            self._not_encoded(error)
             return
         self._answer(text, binary)
         now = time.perf_counter()
@@ -237,6 +172,39 @@ class Inference:
                 now - reply.received,
             )
         )
+
+    def _not_encoded(self, error: Exception) -> None:
+        if not isinstance(error, GatewayError):
+            log.error("encoding a response failed", exc_info=error)
+            error = GatewayError("internal error")
+        self._answer_error(error)
+
+    def _encode_slowly(self, reply: Reply) -> bool:
+        """Encode large JSON piece by piece; False if none is wanted."""
+        request, header = self._request, reply.header
+        assert request is not None
+        assert header is not None
+        wanted = [oip.as_json(request, tensor.name) for tensor in header.outputs]
+        if not any(wanted):
+            return False
+        try:
+            large_json.check_sizes([tensor for tensor, json in zip(header.outputs, wanted, strict=True) if json])
+        except GatewayError as error:
+            self._answer_error(error)
+            return True
+        kept = [bytes(raw) for raw in reply.tensors]  # what lies in the arena is the instance's again after this turn
+        raws = [raw if json else None for raw, json in zip(kept, wanted, strict=True)]
+
+        async def encode() -> None:
+            try:
+                texts = await large_json.encode_in_turns(header, raws)
+            except GatewayError as error:
+                self._not_encoded(error)
+            else:
+                self._encode(reply, header, kept, texts)
+
+        self._encoding = self._connection.loop.create_task(encode())
+        return True
 
     def _answer(self, text: bytes, binary: list[Buffer]) -> None:
         size = len(text)
@@ -280,15 +248,19 @@ class Inference:
     def _answer_error(self, error: GatewayError) -> None:
         status, body = status_of(error), error_body(error)
         head = response_head(status, len(body), headers=error_headers(error))
-        if self._target:
-            self._target.counters.drop_for(error)
+        if (counters := self._target.counters if self._target else self._counters) is not None:
+            counters.drop_for(error)
         self._write(status, [head, self._end_of_head(), body])
 
     def _write(self, status: int, parts: list[Buffer]) -> None:
-        if self._target:
-            self._target.counters.count(status, "oip")
-        if self.disconnected or self.response_complete:
+        if self.response_complete:
+            return  # its time was over before
+        if (counters := self._target.counters if self._target else self._counters) is not None:
+            counters.count(status, "oip")
+        if self.disconnected:
             return
+        if self._timer is not None:
+            self._timer.cancel()
         connection = self._connection
         connection.state.write_soon(connection.transport, b"".join(parts))
         self.response_complete = True

@@ -13,6 +13,7 @@ from gateway.errors import RequestError
 from gateway.http.form import FormInput, checked_form
 from gateway.http.oip_json import Input, Request, parse
 from gateway.http.tensor_json import Data, json_from_raw, raw_from_json
+from gateway.http.wishes import NONE, OtherVersion, Wishes, wishes_of
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import OFFSET, ResultHeader
 from gateway.routing import Target
@@ -34,6 +35,8 @@ class InferenceRequest(msgspec.Struct):
     header: bytes
     payload: list[Buffer]
     id: str = ""
+    rows: int = 1
+    wishes: Wishes = NONE
     binary_default: bool = False
     binary: dict[str, bool] = {}
     """What single outputs ask for, over the default."""
@@ -42,15 +45,17 @@ class InferenceRequest(msgspec.Struct):
 def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
     """Check a request against the model's signature and make it ready to send.
 
-    Regions of the channel's arena that the request takes are appended to `regions`. RequestError says what is wrong.
+    Regions of the channel's arena that the request takes are appended to `regions`. RequestError says what is wrong;
+    OtherVersion that the request is for another one of the model.
     """
     size = body.json_size
     if size == 0:
         return _decode_raw(body, target)
-    if size is not None and size > len(body.data):
-        raise RequestError(f"Inference-Header-Content-Length is {size}, the body has {len(body.data)} bytes")
-    request, data = parse(body.data if size is None else memoryview(body.data)[:size])
+    request, data = parse(_json_of(body))
     parameters = request.parameters
+    wishes = wishes_of(parameters) if parameters else NONE
+    if wishes.label is not None and wishes.label not in target.route.labels:
+        raise OtherVersion(wishes.label)
     outputs = tuple([output.name for output in request.outputs]) if request.outputs else ()
     form = checked_form(
         target,
@@ -76,10 +81,28 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
         payload.append(raw if placed is None else placed)
     if at != len(body.data):
         raise RequestError(f"the body has {len(body.data) - at} bytes that belong to no input")
-    decoded = InferenceRequest(form.header_for(tensors), payload, request.id)
+    decoded = InferenceRequest(form.header_for(tensors), payload, request.id, form.rows, wishes)
     if parameters or outputs:
         decoded.binary_default, decoded.binary = _binary_outputs(request)
     return decoded
+
+
+def _json_of(body: Body) -> Buffer:
+    """The JSON of a body that has some."""
+    size = body.json_size
+    if size is None:
+        return body.data
+    if size > len(body.data):
+        raise RequestError(f"Inference-Header-Content-Length is {size}, the body has {len(body.data)} bytes")
+    return memoryview(body.data)[:size]
+
+
+def wishes(body: Body) -> Wishes:
+    """What a request says of itself, when the model that would check the rest is not there yet."""
+    if body.json_size == 0:
+        return NONE
+    request, _ = parse(_json_of(body))
+    return wishes_of(request.parameters or {})
 
 
 def _binary_outputs(request: Request) -> tuple[bool, dict[str, bool]]:
@@ -138,7 +161,8 @@ def _decode_raw(body: Body, target: Target) -> InferenceRequest:
     form = checked_form(target, None, ((spec.name, spec.datatype, shape),), ())
     placed = OFFSET.pack(body.region) if body.region is not None and spec.datatype != "BYTES" else None
     header = form.header_for([(len(raw), placed is not None)])
-    return InferenceRequest(header, [raw if placed is None else placed], binary_default=True)
+    payload = [raw if placed is None else placed]
+    return InferenceRequest(header, payload, binary_default=True, rows=form.rows)
 
 
 def raw_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
@@ -179,23 +203,35 @@ def _heads(header: ResultHeader) -> list[bytes]:
     return heads
 
 
+def as_json(request: InferenceRequest, name: str) -> bool:
+    """Whether a request wants this output as JSON."""
+    return not request.binary.get(name, request.binary_default)
+
+
 def encode_response(
-    request: InferenceRequest, start: bytes, header: ResultHeader, tensors: Sequence[Buffer]
+    request: InferenceRequest,
+    start: bytes,
+    header: ResultHeader,
+    tensors: Sequence[Buffer],
+    texts: Sequence[bytes | None] | None = None,
 ) -> tuple[bytes, list[Buffer]]:
     """The JSON of a response and the binary data that follow it, if any.
 
-    `start` is `{"model_name":…,"model_version":…` without its end. RequestError if an output cannot be JSON.
+    `start` is `{"model_name":…,"model_version":…` without its end; `texts` the JSON of outputs that have been encoded
+    before. RequestError if an output cannot be JSON.
     """
     parts, binary = [start], []
     if request.id:
         parts.append(b',"id":' + orjson.dumps(request.id))
     separator = b',"outputs":['
-    for tensor, head, raw in zip(header.outputs, _heads(header), tensors, strict=True):
+    for at, (tensor, head, raw) in enumerate(zip(header.outputs, _heads(header), tensors, strict=True)):
         if request.binary.get(tensor.name, request.binary_default):
             parts += (separator, head, b',"parameters":{"binary_data_size":%d}}' % tensor.size)
             binary.append(raw)
         else:
-            data = json_from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
+            data = texts[at] if texts is not None else None
+            if data is None:
+                data = json_from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
             parts += (separator, head, b',"data":', data, b"}")
         separator = b","
     parts.append(b"]}" if header.outputs else b',"outputs":[]}')

@@ -6,6 +6,7 @@ and graceful shutdown stay uvicorn's.
 """
 
 import asyncio
+import math
 import re
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -19,12 +20,15 @@ from gateway.errors import GatewayError, RequestError
 from gateway.http.inference import Inference
 from gateway.http.responses import error_body, response_head
 from gateway.http.state import WorkerState
+from gateway.http.waiting import Wish
 from gateway.routing import Target
 
 _INFER_PATH = re.compile(rb"(?:https?://[^/]*)?/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _UPGRADE = re.compile(rb"\r\n(?:upgrade|http2-settings|connection):[^\r\n]*", re.IGNORECASE)
 RECEIVE_SECONDS = 60.0
 """A client that sends nothing for so long in mid-request is let go."""
+WATCH_SECONDS = 5.0
+"""So often, at least, a connection is looked at."""
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 1000
 DIRECT_FROM = 64 << 10
@@ -52,7 +56,7 @@ class InferenceProtocol(HttpToolsProtocol):
         """Called by asyncio."""
         super().connection_made(transport)
         self.heard = self.loop.time()
-        self._watch(self.timeout_keep_alive)
+        self._watch(min(self.timeout_keep_alive, WATCH_SECONDS))
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: parse, and leave the parser out of the rest of a large body."""
@@ -96,15 +100,20 @@ class InferenceProtocol(HttpToolsProtocol):
         if target is not None:
             return target
         # Not in the table: the name is written in another way, or nothing of that name can answer.
+        try:
+            return self.state.table.target(*self.wish_in(path))
+        except GatewayError as error:
+            return error
+
+    @staticmethod
+    def wish_in(path: bytes) -> Wish:
+        """The model, and the version or label if there is one, in an inference path."""
         match = _INFER_PATH.fullmatch(path)
         assert match is not None
         model, version = (
             unquote_to_bytes(part).decode("utf-8", "replace") if part else None for part in match.groups()
         )
-        try:
-            return self.state.table.target(model or "", version)
-        except GatewayError as error:
-            return error
+        return model or "", version
 
     def _refuse_head(self) -> None:
         self.state.flush()
@@ -228,15 +237,22 @@ class InferenceProtocol(HttpToolsProtocol):
         if self._idle_since is not None:
             left = self._idle_since + self.timeout_keep_alive - now
         elif self._waits_for_client():
-            left = self.heard + RECEIVE_SECONDS - now
+            left = min(self.heard + RECEIVE_SECONDS, self._body_until()) - now
         else:
             left = self.timeout_keep_alive
         if left > 0:
-            self._watch(min(left, self.timeout_keep_alive))
+            self._watch(min(left, self.timeout_keep_alive, WATCH_SECONDS))
         elif self.flow.write_paused:
             self.transport.abort()  # it will not read what closing would wait for
         else:
             self.transport.close()
+
+    def _body_until(self) -> float:
+        """When the rest of a body must be there, or much more of it."""
+        cycle: object = self.cycle
+        if isinstance(cycle, Inference) and not cycle.body.complete:
+            return cycle.started + cycle.body.seconds_allowed(self.state.request_timeout)
+        return math.inf
 
     def _waits_for_client(self) -> bool:
         """Whether it is the client's turn to send: the rest of a request, or a first one."""

@@ -19,7 +19,6 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.NotSupported: 501,
     errors.LoadFailed: 400,
 }
-RETRY_AFTER_SECONDS = 1
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 
 
@@ -31,7 +30,7 @@ def status_of(error: Exception) -> int:
 def error_headers(error: Exception) -> dict[str, str]:
     """The headers that go with an error beside those of its body."""
     if isinstance(error, errors.QueueFull):
-        return {"retry-after": str(RETRY_AFTER_SECONDS)}
+        return {"retry-after": str(error.retry_after)}
     if isinstance(error, errors.UnsupportedEncoding):
         return {"accept-encoding": "gzip, deflate"}
     return {}

@@ -4,29 +4,40 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from gateway.http.condemned import Condemned
+from gateway.http.waiting import WaitingRoom, Wish
 from gateway.metrics import Counters
-from gateway.routing import RoutingTable
+from gateway.routing import RoutingTable, Target
 
 
 class Supervisor(Protocol):
     """The questions that only the supervisor can answer."""
 
-    async def ask(self, what: str, model: str = "") -> bytes:
-        """The answer to metrics, statistics, load or unload; GatewayError if it refuses."""
+    async def ask(self, what: str, model: str = "", version: int = 0) -> bytes:
+        """The answer to metrics, statistics, load, unload or wake; GatewayError if it refuses."""
+
+    def condemn(self, digest: bytes) -> None:
+        """Have all workers refuse a request for a while."""
 
 
 class WorkerState:
     """The routing table in force, the counters and the limits; all of it used from one thread."""
 
-    def __init__(self, supervisor: Supervisor, max_body_bytes: int) -> None:
+    def __init__(self, supervisor: Supervisor, max_body_bytes: int, request_timeout: float) -> None:
         self.supervisor = supervisor
         self.max_body_bytes = max_body_bytes
+        self.request_timeout = request_timeout
         self.table = RoutingTable()
         self.counters = Counters()
+        self.condemned = Condemned()
+        self.waiting = WaitingRoom(self._resolve, lambda model, version: supervisor.ask("wake", model, version))
         self._loop = asyncio.get_running_loop()
         self._outbox: list[tuple[asyncio.Transport, bytes]] = []
         self._headers: Sequence[tuple[bytes, bytes]] = ()
         self._headers_text = b""
+
+    def _resolve(self, wish: Wish) -> Target:
+        return self.table.target(*wish)
 
     def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """Uvicorn's default headers (Date, Server) as bytes; uvicorn makes a new list each second."""

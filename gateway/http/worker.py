@@ -18,6 +18,7 @@ from setproctitle import setproctitle
 
 from gateway.errors import DeadlineExceeded, ModelNotReady, from_code
 from gateway.http.app import create_app
+from gateway.http.lines import Lines
 from gateway.http.protocol import InferenceProtocol
 from gateway.http.state import WorkerState
 from gateway.ipc.channel import Channel
@@ -26,46 +27,51 @@ from gateway.ipc.messages import (
     Answer,
     Applied,
     Ask,
+    AskUsage,
     Collect,
+    Condemned,
     Counts,
+    Died,
     Hello,
-    InstanceAddress,
     MessageStream,
     Routes,
     Start,
     ToWorker,
-    VersionRoute,
+    Usage,
 )
 from gateway.routing import RoutingTable, Target
 
 log = logging.getLogger("gateway.worker")
 
-ASK_SECONDS = {"load": 600.0, "unload": 60.0}
+ASK_SECONDS = {"load": 600.0, "unload": 60.0, "wake": 3600.0}
 ASK_DEFAULT_SECONDS = 10.0
-RECONNECT_SECONDS = 0.5
 
 
 class Worker:
     """Keeps the routing table and the channels as the supervisor says, and asks it what it alone knows."""
 
     def __init__(self, stream: MessageStream[ToWorker], start: Start) -> None:
-        self.state = WorkerState(self, start.max_body_bytes)
+        self.state = WorkerState(self, start.max_body_bytes, start.request_timeout)
         self._stream = stream
-        self._start = start
-        self._channels: dict[str, Channel] = {}
+        self._lines = Lines(
+            start.request_timeout,
+            self.state.counters,
+            on_lost=self._drop,
+            reconnect=self._reconnect,
+        )
         self._routes: Routes | None = None
         self._applying = asyncio.Lock()
-        self._again: asyncio.Task[None] | None = None
+        self._reconnecting: asyncio.Task[None] | None = None
         self.routed = asyncio.Event()
         """Set when the first routes are in force: before that every model would be unknown."""
         self._tickets = itertools.count(1)
         self._asked: dict[int, asyncio.Future[bytes]] = {}
 
-    async def ask(self, what: str, model: str = "") -> bytes:
+    async def ask(self, what: str, model: str = "", version: int = 0) -> bytes:
         """Put a question to the supervisor; DeadlineExceeded if it takes too long, else the error it answers."""
         ticket = next(self._tickets)
         future = self._asked[ticket] = asyncio.get_running_loop().create_future()
-        self._stream.send(Ask(ticket=ticket, what=what, model=model))
+        self._stream.send(Ask(ticket=ticket, what=what, model=model, version=version))
         try:
             return await asyncio.wait_for(future, ASK_SECONDS.get(what, ASK_DEFAULT_SECONDS))
         except TimeoutError:
@@ -73,82 +79,80 @@ class Worker:
         finally:
             del self._asked[ticket]
 
+    def condemn(self, digest: bytes) -> None:
+        """Refuse a request from now on, and have the supervisor tell the other workers."""
+        self.state.condemned.add(digest)
+        self._stream.send(Condemned(digest=digest))
+
     async def listen(self, server: uvicorn.Server) -> None:
         """Act on what the supervisor says until it is gone; then stop the server."""
         while (message := await self._stream.receive()) is not None:
             if isinstance(message, Routes):
                 self._routes = message
-                await self._apply(message)
+                await self._apply()
                 self._stream.send(Applied(epoch=message.epoch))
                 self.routed.set()
-            elif isinstance(message, Collect):
-                self._count_pending()
-                self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
-            elif isinstance(message, Answer) and (future := self._asked.get(message.ticket)) and not future.done():
-                if message.error_code:
-                    future.set_exception(from_code(message.error_code, message.text.decode()))
-                else:
-                    future.set_result(message.text)
+            else:
+                self._hear(message)
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(ModelNotReady("the server is stopping"))
         server.should_exit = True
 
-    async def _apply(self, routes: Routes) -> None:
-        """Connect to new instances, replace the table, and let go of instances that are in it no more."""
+    def _hear(self, message: ToWorker) -> None:
+        """Act on anything but new routes."""
+        if isinstance(message, Collect):
+            self._count_pending()
+            self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
+        elif isinstance(message, Died):
+            self._lines.died(message)
+        elif isinstance(message, Condemned):
+            self.state.condemned.add(message.digest)
+        elif isinstance(message, AskUsage):
+            self._stream.send(Usage(ticket=message.ticket, versions=self._usage()))
+        elif isinstance(message, Answer) and (future := self._asked.get(message.ticket)) and not future.done():
+            if message.error_code:
+                future.set_exception(from_code(message.error_code, message.text.decode()))
+            else:
+                future.set_result(message.text)
+
+    async def _apply(self) -> None:
+        """Put the latest routes in force: connect to new instances, let go of those that are gone, and of who waits."""
         async with self._applying:
-            await self._apply_locked(routes)
+            state, routes = self.state, self._routes
+            assert routes is not None
+            await self._lines.connect({a.instance: (a, route) for route in routes.versions for a in route.instances})
+            targets = []
+            for route in routes.versions:
+                if route.ready is not None and route.state == "READY":
+                    counters = state.counters.of(route.model, str(route.version), route.framework)
+                    channels = self._lines.channels(route.instances)
+                    targets.append(Target(route, channels, counters, state.counters.timings_of(counters)))
+            state.table = RoutingTable(routes.versions, targets, routes.settled, routes.stopping, before=state.table)
+            self._lines.keep_only_wanted()
+            state.waiting.look_again()
 
-    async def _apply_locked(self, routes: Routes) -> None:
-        wanted = {address.instance: (address, route) for route in routes.versions for address in route.instances}
-        await asyncio.gather(*(self._connect(*wanted[name]) for name in wanted.keys() - self._channels.keys()))
-        targets = []
-        for route in routes.versions:
-            channels = [self._channels[a.instance] for a in route.instances if a.instance in self._channels]
-            if route.ready is not None and route.state == "READY":
-                counters = self.state.counters.of(route.model, str(route.version), route.framework)
-                targets.append(Target(route, channels, counters, self.state.counters.timings_of(counters)))
-        self.state.table = RoutingTable(routes.versions, targets, routes.settled)
-        for name in self._channels.keys() - wanted.keys():
-            self._channels.pop(name).close_when_idle()
-
-    async def _connect(self, address: InstanceAddress, route: VersionRoute) -> None:
-        try:
-            channel = await Channel.connect(
-                address.instance, address.socket_path, self._start.request_timeout, self._lost
-            )
-        except OSError as error:
-            log.warning("instance %s cannot be reached: %s", address.instance, error.strerror)
-            self._try_again()
-            return
-        counters = self.state.counters.of(route.model, str(route.version), route.framework)
-        channel.on_execution = counters.executed
-        self._channels[address.instance] = channel
-
-    def _lost(self, channel: Channel) -> None:
-        """A line to an instance is cut: nothing is sent there until it is there again, or another in its place."""
-        if self._channels.get(channel.instance) is channel:
-            del self._channels[channel.instance]
+    def _drop(self, channel: Channel) -> None:
+        """The line to an instance is cut."""
         self.state.table.drop(channel)
-        self._try_again()
 
-    def _try_again(self) -> None:
-        """If the instance died, new routes come soon; if only the line to it was cut, connect anew."""
-        if self._again is None or self._again.done():
-            self._again = asyncio.get_running_loop().create_task(self._reconnect())
-
-    async def _reconnect(self) -> None:
-        await asyncio.sleep(RECONNECT_SECONDS)
-        routes = self._routes
-        if routes is not None and any(
-            address.instance not in self._channels for route in routes.versions for address in route.instances
-        ):
-            self._again = None
-            await self._apply(routes)
+    def _reconnect(self) -> None:
+        """Some instances of the routes in force are not reached: try again."""
+        self._reconnecting = asyncio.get_running_loop().create_task(self._apply())
 
     def _count_pending(self) -> None:
         for target in self.state.table.targets:
             target.counters.pending = sum(len(channel.pending) for channel in target.channels)
+
+    def _usage(self) -> list[tuple[str, int, float, int]]:
+        state = self.state
+        used = []
+        for model, versions in state.table.models.items():
+            for version, route in versions.items():
+                last = state.counters.last_used(model, str(version))
+                pending = sum(len(channel.pending) for channel in self._lines.channels(route.instances))
+                used.append((model, version, last, pending + state.waiting.waiting_for(model, version)))
+        return used
 
 
 class _Server(uvicorn.Server):

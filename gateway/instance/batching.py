@@ -1,94 +1,12 @@
-"""Which waiting requests run together, and how their tensors are joined and parted: pure functions."""
+"""How the tensors of requests that run together are joined and parted: pure functions."""
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gateway.ipc.framing import RequestHeader, TensorHeader, split_payload
-from gateway.tensors import DTYPES, Array, array_from_raw, rows_of
-
-if TYPE_CHECKING:
-    from gateway.instance.connection import Connection
-
-Key = tuple[object, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What can be known of a request from its header alone; made once per distinct header."""
-
-    signature: str
-    inputs: tuple[TensorHeader, ...]
-    outputs: tuple[str, ...]
-    rows: int
-    key: Key | None
-    """Requests of equal keys may be joined; None: this one runs alone."""
-
-
-@dataclass(slots=True)
-class PendingRequest:
-    """One request on its way through the instance."""
-
-    connection: "Connection"
-    request_id: int
-    plan: Plan
-    payload: bytes
-    arrived: float
-
-
-def plan_request(header: RequestHeader, batchable: bool, may_join: bool = True) -> Plan:
-    """Read a header once.
-
-    `batchable` says whether the model takes rows that are independent, so that they are counted; `may_join` whether
-    this request may be joined with its like.
-    """
-    rows = rows_of(tensor.shape for tensor in header.inputs) if batchable else None
-    key: Key | None = None
-    if rows and may_join:
-        tails = tuple((t.name, t.datatype, t.shape[1:], t.in_arena) for t in header.inputs)
-        key = (header.signature, header.outputs, tails)
-    return Plan(header.signature, header.inputs, header.outputs, rows or 1, key)
-
-
-def take_batch(queue: deque[PendingRequest], max_rows: int) -> list[PendingRequest]:
-    """Remove and return the oldest request and those that may join it, in order of arrival.
-
-    A request that does not fit ends the batch, so that none is overtaken by its like; a request of
-    another key stays where it is. The oldest one goes alone if it is larger than `max_rows`.
-    """
-    first = queue.popleft()
-    batch, rows, key = [first], first.plan.rows, first.plan.key
-    if key is None or rows >= max_rows:
-        return batch
-    passed: list[PendingRequest] = []
-    while queue:
-        request = queue.popleft()
-        if request.plan.key != key:
-            passed.append(request)
-            continue
-        rows += request.plan.rows
-        if rows > max_rows:
-            queue.appendleft(request)
-            break
-        batch.append(request)
-    queue.extendleft(reversed(passed))
-    return batch
-
-
-def wait_for_more(queue: deque[PendingRequest], max_rows: int, delay: float, now: float) -> float:
-    """Seconds to wait for a fuller batch before running the oldest request; 0 to run now."""
-    if not delay or not queue or queue[0].plan.key is None:
-        return 0.0
-    key = queue[0].plan.key
-    rows = 0
-    for request in queue:
-        rows += request.plan.rows if request.plan.key == key else 0
-        if rows >= max_rows:
-            return 0.0
-    return max(0.0, queue[0].arrived + delay - now)
+from gateway.instance.queue import PendingRequest
+from gateway.ipc.framing import split_payload
+from gateway.tensors import DTYPES, Array, array_from_raw
 
 
 def join_inputs(batch: Sequence[PendingRequest]) -> dict[str, Array]:

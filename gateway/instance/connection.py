@@ -5,7 +5,8 @@ import socket
 from collections import deque
 
 from gateway.errors import ProtocolError
-from gateway.ipc.arena import THRESHOLD, Arena, map_readable
+from gateway.instance.queue import PendingRequest
+from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, Arena, ExecutionNote, map_readable
 from gateway.ipc.framing import OFFSET, RequestHead, request_reader
 from gateway.tensors import Buffer
 
@@ -18,7 +19,9 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.arena: memoryview | None = None
-        self.cancelled: set[int] = set()
+        self.note: ExecutionNote | None = None
+        self.queued: dict[int, PendingRequest] = {}
+        """Its requests in the queue."""
         self.closed = False
         self.blocked = False  # the socket took no more; EPOLLOUT is being waited for
         self._replies: Arena | None = None
@@ -32,7 +35,8 @@ class Connection:
         try:
             if len(fds) == 2:
                 self.arena = map_readable(fds[0])
-                self._replies = Arena(fds.pop())
+                self._replies = Arena(fds.pop(), first=NOTE_BYTES)
+                self.note = ExecutionNote(self._replies.view)
         finally:
             for fd in fds:
                 os.close(fd)

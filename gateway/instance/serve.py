@@ -1,41 +1,22 @@
 """An instance's one thread: poll, drain, drop the dead, batch, execute, reply."""
 
 import select
+import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 
 import msgspec
 
-from gateway.errors import GatewayError, InferenceFailed, ProtocolError, RequestError
+from gateway.errors import ProtocolError
 from gateway.instance.backend import LoadedModel
-from gateway.instance.batching import (
-    PendingRequest,
-    Plan,
-    join_inputs,
-    part_outputs,
-    plan_request,
-    take_batch,
-    wait_for_more,
-)
+from gateway.instance.batching import join_inputs, part_outputs
 from gateway.instance.connection import Connection
-from gateway.ipc.framing import (
-    CANCEL,
-    FAILURE,
-    INFER,
-    RELEASE,
-    RESULT,
-    Failure,
-    RequestHead,
-    RequestHeader,
-    ResultHeader,
-    TensorHeader,
-    encode,
-    reply_frame,
-)
+from gateway.instance.queue import PendingRequest, Plan, RequestQueue, plan_request
+from gateway.instance.replies import failure_frame, failure_of, result_frame
+from gateway.ipc.framing import ALONE, CANCEL, INFER, LEVEL, RELEASE, Failure, RequestHead, RequestHeader
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import Array, Buffer, raw_from_array
+from gateway.tensors import Array, Buffer
 
 PLANS = 4096
 """Distinct request headers remembered; more of them only costs decoding again."""
@@ -43,6 +24,8 @@ PLANS = 4096
 
 REST_SECONDS = 5.0
 """At the end, how long a worker may take to read the answers that its socket had no room for."""
+_CANCELLED = Failure("cancelled", "")
+_TOO_LATE = Failure("deadline", "the time allowed for the request was over before the model was free")
 
 
 class Server:
@@ -60,13 +43,17 @@ class Server:
         self._model = model
         self._max_rows = max_batch_size
         self._max_queue = config.max_queue_size
+        self._max_bytes = config.queue_bytes
+        self._execution_timeout = config.execution_timeout
         self._delay = config.max_queue_delay_microseconds / 1e6
         self._listener = listener
         self._poll = select.epoll()
         self._connections: dict[int, Connection] = {}
-        self._queue: deque[PendingRequest] = deque()
+        self._queue = RequestQueue()
         self._plans: dict[bytes, Plan] = {}
-        self._headers: dict[tuple[object, ...], bytes] = {}
+        self._outgoing: dict[Connection, list[Buffer]] = {}
+        self._noted: list[Connection] = []
+        """The connections whose note says that requests are being executed."""
         self._decode = msgspec.msgpack.Decoder(RequestHeader).decode
         self._stopping = False
 
@@ -75,7 +62,7 @@ class Server:
         self._listener.setblocking(False)
         self._poll.register(self._listener, select.EPOLLIN)
         self._poll.register(control, select.EPOLLIN)
-        while not self._stopping or self._queue:
+        while not self._stopping or self._queue.rows:
             for fd, events in self._poll.poll(self._patience()):
                 if fd == self._listener.fileno():
                     self._accept()
@@ -83,16 +70,20 @@ class Server:
                     self._stopping = not on_control()
                 else:
                     self._drain(self._connections[fd], events)
-            if self._queue and (self._stopping or not self._patience()):
+            if self._queue.rows and (self._stopping or not self._patience()):
                 self._run_batch(self._take())
+                self._flush()
+                self._note([])
         for connection in self._connections.values():
             connection.send_rest(REST_SECONDS)
 
     def _patience(self) -> float:
         """Seconds to wait for events: none with work at hand, for ever without, else until a batch is due."""
-        if not self._queue:
+        if not self._queue.rows:
             return -1
-        return wait_for_more(self._queue, self._max_rows, self._delay, time.perf_counter())
+        if not self._delay:
+            return 0.0
+        return self._queue.patience(self._max_rows, self._delay, time.perf_counter())
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
@@ -121,23 +112,30 @@ class Server:
             # The worker is gone, or no longer makes sense: nobody waits for its answers.
             del self._connections[connection.sock.fileno()]
             self._poll.unregister(connection.sock)
+            for request in list(connection.queued.values()):
+                self._queue.remove(request)
             connection.close()
+        self._flush()
 
     def _take_in(self, connection: Connection, now: float, head: RequestHead, header: bytes, payload: bytes) -> None:
-        kind, _, _, request_id, sent = head
+        kind, _, _, request_id, sent, deadline, flags = head
         if kind == INFER:
             plan = self._plans.get(header) or self._plan(header)
-            if len(self._queue) >= self._max_queue:
-                message = f"the model's queue of {self._max_queue} requests is full"
+            queue = self._queue
+            if queue.rows and (queue.rows + plan.rows > self._max_queue or queue.size + plan.size > self._max_bytes):
+                message = f"the model's queue is full: {queue.rows} rows of {queue.size} bytes wait"
                 self._fail(connection, request_id, Failure("queue_full", message))
-            else:
-                # While the model computed, requests waited in the socket: that is queueing too.
-                arrived = min(sent, now) if connection.arena is not None else now
-                self._queue.append(PendingRequest(connection, request_id, plan, payload, arrived))
+                return
+            if flags & ALONE:
+                plan = plan.alone()
+            # While the model computed, requests waited in the socket: that is queueing too.
+            arrived = min(sent, now) if connection.arena is not None else now
+            queue.push(PendingRequest(connection, request_id, plan, payload, arrived, deadline, flags & LEVEL))
         elif kind == CANCEL:
-            # One that is not queued any more gets its answer, which the worker drops.
-            if any(waiting.request_id == request_id and waiting.connection is connection for waiting in self._queue):
-                connection.cancelled.add(request_id)
+            request = connection.queued.get(request_id)
+            if request is not None:  # one that is not queued any more gets its answer, which the worker drops
+                self._queue.remove(request)
+                self._fail(connection, request_id, _CANCELLED)
         elif kind == RELEASE:
             connection.release(request_id)
 
@@ -149,88 +147,76 @@ class Server:
         return plan
 
     def _take(self) -> list[PendingRequest]:
-        """The next batch, without the requests nobody waits for any more."""
-        alive = []
-        for request in take_batch(self._queue, self._max_rows):
-            connection = request.connection
-            if request.request_id in connection.cancelled:
-                connection.cancelled.discard(request.request_id)
-                self._fail(connection, request.request_id, Failure("cancelled", ""))
-            elif not connection.closed:
-                alive.append(request)
-        return alive
+        """The next batch, without the requests whose time is over."""
+        batch, late = self._queue.take(self._max_rows, time.perf_counter())
+        for request in late:
+            self._fail(request.connection, request.request_id, _TOO_LATE)
+        return batch
 
     def _run_batch(self, batch: list[PendingRequest]) -> None:
         if not batch:
             return
         started = time.perf_counter()
+        self._note(batch)
         try:
             inputs = join_inputs(batch)
             called = time.perf_counter()
-            outputs = self._model.execute(batch[0].plan.signature, inputs)
+            outputs = self._execute(batch[0].plan.signature, inputs)
             seconds = time.perf_counter() - called
             parts = part_outputs(outputs, batch)
         except Exception as error:  # noqa: BLE001 - whatever a model does, its instance goes on serving
             self._answer_failure(batch, error)
             return
-        self._reply(batch, parts, started, seconds)
+        rows = sum([request.plan.rows for request in batch])
+        for request, mine in zip(batch, parts, strict=True):
+            self._answer(request.connection, result_frame(request, mine, (started - request.arrived, seconds, rows)))
+            rows = 0  # only the first reply tells of the execution
+
+    def _execute(self, signature: str, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Call the model. If that takes too long the kernel ends this process, wherever the model is stuck."""
+        signal.setitimer(signal.ITIMER_REAL, self._execution_timeout)
+        try:
+            return self._model.execute(signature, inputs)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+    def _note(self, batch: list[PendingRequest]) -> None:
+        """Write down which requests are being executed, for the workers to read if this process dies of it."""
+        for connection in self._noted:
+            if connection.note is not None:  # for the type checker
+                connection.note.clear()
+        self._noted = []
+        for connection in {request.connection for request in batch}:
+            if connection.note is not None:
+                connection.note.write([each.request_id for each in batch if each.connection is connection])
+                self._noted.append(connection)
 
     def _answer_failure(self, batch: list[PendingRequest], error: Exception) -> None:
         if len(batch) > 1:
             # One bad request must not spoil its neighbours: each gets the answer it would get alone.
             for request in batch:
                 self._run_batch([request])
+                self._flush()
             return
-        if not isinstance(error, GatewayError):
-            error = InferenceFailed(f"the model raised {type(error).__name__}")
-        self._fail(batch[0].connection, batch[0].request_id, Failure(error.code, error.message))
-
-    def _reply(
-        self, batch: list[PendingRequest], parts: list[dict[str, Array]], started: float, seconds: float
-    ) -> None:
-        rows = sum(request.plan.rows for request in batch)
-        outgoing: dict[Connection, list[Buffer]] = {}
-        for request, outputs in zip(batch, parts, strict=True):
-            times = (started - request.arrived, seconds, rows)
-            rows = 0  # only the first reply tells of the execution
-            try:
-                frame = self._result(request, outputs, times)
-            except Exception as error:  # noqa: BLE001 - whatever a model returns, its instance goes on serving
-                request.connection.take_back(request.request_id)
-                message = error.message if isinstance(error, GatewayError) else f"an output cannot be sent: {error}"
-                code = error.code if isinstance(error, RequestError) else InferenceFailed.code
-                frame = reply_frame(FAILURE, request.request_id, b"", [encode(Failure(code, message))], times)
-            outgoing.setdefault(request.connection, []).extend(frame)
-        for connection, parts_out in outgoing.items():
-            self._send(connection, parts_out)
-
-    def _result(
-        self, request: PendingRequest, outputs: dict[str, Array], times: tuple[float, float, int]
-    ) -> list[Buffer]:
-        names = request.plan.outputs or outputs.keys()
-        tensors, payload = [], []
-        for name in names:
-            array = outputs.get(name)
-            if array is None:
-                known = ", ".join(f"'{output}'" for output in outputs)
-                raise RequestError(f"the model has no output '{name}'; it has {known}")
-            datatype, raw = raw_from_array(array)
-            placed = request.connection.place(request.request_id, raw)
-            tensors.append((name, datatype, array.shape, len(raw), placed is not None))
-            payload.append(raw if placed is None else placed)
-        return reply_frame(RESULT, request.request_id, self._header(tuple(tensors)), payload, times)
-
-    def _header(self, tensors: tuple[tuple[str, str, tuple[int, ...], int, bool], ...]) -> bytes:
-        header = self._headers.get(tensors)
-        if header is None:
-            if len(self._headers) >= PLANS:
-                self._headers.clear()
-            outputs = tuple(TensorHeader(*tensor) for tensor in tensors)
-            header = self._headers[tensors] = encode(ResultHeader(outputs))
-        return header
+        self._fail(batch[0].connection, batch[0].request_id, failure_of(error))
 
     def _fail(self, connection: Connection, request_id: int, failure: Failure) -> None:
-        self._send(connection, reply_frame(FAILURE, request_id, b"", [encode(failure)]))
+        self._answer(connection, failure_frame(request_id, failure))
+
+    def _answer(self, connection: Connection, frame: list[Buffer]) -> None:
+        """Have a frame sent with the next flush, together with its like."""
+        parts = self._outgoing.get(connection)
+        if parts is None:
+            self._outgoing[connection] = frame
+        else:
+            parts += frame
+
+    def _flush(self) -> None:
+        if not self._outgoing:
+            return
+        outgoing, self._outgoing = self._outgoing, {}
+        for connection, parts in outgoing.items():
+            self._send(connection, parts)
 
     def _send(self, connection: Connection, parts: list[Buffer]) -> None:
         if connection.closed:

@@ -8,6 +8,8 @@ import bisect
 import fcntl
 import mmap
 import os
+from array import array
+from collections.abc import Sequence
 
 ALIGNMENT = 64
 CAPACITY = 256 << 20
@@ -15,14 +17,18 @@ CAPACITY = 256 << 20
 THRESHOLD = 64 << 10
 """Tensors of more bytes than this travel in the arena."""
 
+NOTE_BYTES = 64 << 10
+"""At the head of a reply arena; see ExecutionNote."""
+
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Regions:
-    """Which parts of [0, capacity) are taken: first fit from the low end, so that the same pages serve again."""
+    """Which parts of [first, capacity) are taken: first fit from the low end, so that the same pages serve again."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, first: int = 0) -> None:
         self.capacity = capacity
+        self._first = first
         self.used = 0
         self._starts: list[int] = []
         self._ends: dict[int, int] = {}
@@ -33,7 +39,7 @@ class Regions:
     def allocate(self, size: int, lead: int = 0) -> int | None:
         """Offset of a free region of `size` bytes, or None; the byte at offset + lead is aligned."""
         size = max(size, 1)
-        at = -lead % ALIGNMENT
+        at = self._next(self._first, lead)
         for start in self._starts:
             if start - at >= size:
                 break
@@ -56,13 +62,16 @@ class Regions:
 
 
 class Arena:
-    """The writer's side: an anonymous file, its mapping and what of it is in use. Takes over the descriptor."""
+    """The writer's side: an anonymous file, its mapping and what of it is in use. Takes over the descriptor.
 
-    def __init__(self, fd: int) -> None:
+    Bytes before `first` are never given out.
+    """
+
+    def __init__(self, fd: int, first: int = 0) -> None:
         self.fd = fd
         self._map = mmap.mmap(fd, os.fstat(fd).st_size)
         self.view = memoryview(self._map)
-        self.regions = Regions(len(self.view))
+        self.regions = Regions(len(self.view), first)
 
     @classmethod
     def create(cls, name: str, capacity: int = CAPACITY) -> "Arena":
@@ -77,6 +86,32 @@ class Arena:
     def close(self) -> None:
         """Drop the descriptor; the mapping goes when its last view does."""
         os.close(self.fd)
+
+
+class ExecutionNote:
+    """Which requests an instance is executing, written where its worker can still read it when the instance is dead.
+
+    One word says how many, the next ones are their ids. Of more than there is room for, the rest is left out.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._words = memory[:NOTE_BYTES].cast("Q")
+
+    def write(self, ids: Sequence[int]) -> None:
+        """These are about to be executed; the count comes last, so that a torn note says less and nothing wrong."""
+        words = self._words
+        count = min(len(ids), len(words) - 1)
+        words[1 : 1 + count] = memoryview(array("Q", ids))[:count]
+        words[0] = count
+
+    def clear(self) -> None:
+        """Nothing is being executed any more."""
+        self._words[0] = 0
+
+    def read(self) -> frozenset[int]:
+        """The ids in the note, whatever an instance has made of it."""
+        words = self._words
+        return frozenset(words[1 : 1 + min(words[0], len(words) - 1)].tolist())
 
 
 def create_memory(name: str, capacity: int = CAPACITY) -> int:

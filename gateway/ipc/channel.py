@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import time
@@ -10,10 +11,11 @@ from typing import cast
 
 import msgspec
 
-from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, from_code
-from gateway.ipc.arena import THRESHOLD, Arena, create_memory, map_readable
+from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, QueueFull, from_code
+from gateway.ipc.arena import THRESHOLD, Arena, ExecutionNote, create_memory, map_readable
 from gateway.ipc.framing import (
     CANCEL,
+    DEFAULT_PRIORITY,
     INFER,
     OFFSET,
     RELEASE,
@@ -50,33 +52,55 @@ class Reply(msgspec.Struct, gc=False):
     received: float
 
 
-class _Call:
-    __slots__ = ("on_reply", "regions", "sent")
+class InstanceLost(InstanceDied):
+    """The instance is gone; `executing` says that this very call was being computed.
 
-    def __init__(self, on_reply: Callable[[Reply], None] | None, sent: float, regions: list[int]) -> None:
-        self.on_reply = on_reply
-        self.sent = sent
-        self.regions = regions
+    `verdict` is the error that such a call deserves: `instance_died` if the call itself may be the cause, `deadline` or
+    `out_of_memory` if it took too much.
+    """
+
+    def __init__(self, *, executing: bool = False, verdict: str = InstanceDied.code, reason: str = "") -> None:
+        super().__init__(_DIED)
+        self.executing = executing
+        self.verdict = verdict
+        self.reason = reason
 
 
-def _died() -> InstanceDied:
-    return InstanceDied("the model's process ended before it answered; trying again may help")
+class _Call(msgspec.Struct, gc=False):
+    on_reply: Callable[[Reply], None] | None
+    regions: list[int]
+    deadline: float
+    rows: int
+    size: int
 
 
+_DIED = "the model's process ended before it answered; trying again may help"
+MAX_RETRY_AFTER = 60
 _decode_failure = msgspec.msgpack.Decoder(Failure).decode
 
 
 class Channel(asyncio.Protocol):
-    """A multiplexed stream: any number of calls under way, answered in any order."""
+    """A multiplexed stream: any number of calls under way, answered in any order.
+
+    When the instance is gone its calls stay in `pending` until `settle` says why.
+    """
 
     def __init__(self, instance: str, timeout: float, on_lost: Callable[["Channel"], None]) -> None:
         self.instance = instance
+        self.max_rows = 1 << 30
+        self.max_bytes = 1 << 62
+        self.rows = 0  # under way: of requests that wait or are computed
+        self.bytes = 0  # of their bodies
+        self.row_seconds = 0.0  # what one row takes of late
+        self.distrusted = False
+        """Whether the instance was let go of because it spoke nonsense."""
         self.on_execution: Callable[[float, int], None] | None = None
         """Called with the seconds and rows of each execution, whoever waited for it."""
         self.pending: dict[int, _Call] = {}
         self.arena = Arena.create("gateway-requests")
         self._reply_fd = create_memory("gateway-replies")
         self._replies = map_readable(self._reply_fd)
+        self._note = ExecutionNote(self._replies)
         self._timeout = timeout
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -95,7 +119,8 @@ class Channel(asyncio.Protocol):
     ) -> "Channel":
         """Connect to an instance's socket and lend it the arenas; OSError if it is not there.
 
-        `patience` is the longest a call may take, in seconds; `on_lost` is called when the instance goes.
+        `patience` is the longest a call may take, in seconds; `on_lost` is called when the instance is gone, and sees
+        to it that `settle` is.
         """
         channel = cls(instance, patience, on_lost)
         sock = socket.socket(socket.AF_UNIX)
@@ -115,21 +140,30 @@ class Channel(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Called by asyncio: every call under way fails with InstanceDied."""
+        """Called by asyncio: no call is answered any more; `settle` tells them."""
         self.closed = True
-        for timer in (self._sweeper, self._trimmer):
-            if timer:
-                timer.cancel()
-        self._on_lost(self)
-        now = time.perf_counter()
-        error = _died()
-        calls, self.pending = self.pending, {}
-        for call in calls.values():
-            self._tell(call, Reply(error, None, (), 0.0, 0.0, 0, now))
+        if self._trimmer:
+            self._trimmer.cancel()
         self._close_arenas()
+        self._on_lost(self)
+
+    def settle(self, verdict: str = InstanceDied.code, reason: str = "", *, alive: bool = False) -> None:
+        """Tell the calls of an instance that is gone: `verdict` is for those that it was computing.
+
+        `alive` if only the line to it was cut: then no call is to blame.
+        """
+        executing = frozenset[int]() if alive else self._note.read()
+        if self._sweeper:
+            self._sweeper.cancel()
+        now = time.perf_counter()
+        calls, self.pending = self.pending, {}
+        for request_id, call in calls.items():
+            lost = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
+            error = InstanceDied(_DIED) if self.distrusted else lost
+            self._tell(call.on_reply, Reply(error, None, (), 0.0, 0.0, 0, now))
 
     def close(self) -> None:
-        """Stop using this instance; calls under way fail."""
+        """Stop using this instance."""
         self._transport.abort()
 
     def close_when_idle(self) -> None:
@@ -172,6 +206,23 @@ class Channel(asyncio.Protocol):
         self.arena.view[region : region + len(raw)] = raw
         return OFFSET.pack(region)
 
+    def has_room(self, size: int) -> bool:
+        """Whether another body of so many bytes may be sent; one may in any case when nothing is under way."""
+        return not self.rows or (self.rows < self.max_rows and self.bytes + size <= self.max_bytes)
+
+    def retry_after(self) -> int:
+        """Seconds until what is under way will probably be done."""
+        seconds = self.rows * self.row_seconds  # as the instance says, so it may be anything
+        if not seconds > 1.0:
+            return 1
+        return math.ceil(seconds) if seconds < MAX_RETRY_AFTER else MAX_RETRY_AFTER
+
+    def queue_full(self) -> QueueFull:
+        """The error for a request that is not sent because there is no room."""
+        error = QueueFull("the model's queue is full")
+        error.retry_after = self.retry_after()
+        return error
+
     def call(
         self,
         header: bytes,
@@ -179,14 +230,23 @@ class Channel(asyncio.Protocol):
         regions: list[int],
         on_reply: Callable[[Reply], None],
         now: float,
+        deadline: float,
+        flags: int = DEFAULT_PRIORITY,
+        rows: int = 1,
+        size: int = 0,
     ) -> int:
-        """Send a request; `regions` are freed when its reply is in. Returns the id that `cancel` takes."""
+        """Send a request; `regions` are freed when its reply is in. Returns the id that `cancel` takes.
+
+        `rows` and `size` are its load. It is answered DeadlineExceeded some time after its deadline.
+        """
         self._next_id = request_id = self._next_id + 1
         if self.closed:
-            self._loop.call_soon(on_reply, Reply(_died(), None, (), 0.0, 0.0, 0, now))
+            self._loop.call_soon(on_reply, Reply(InstanceLost(), None, (), 0.0, 0.0, 0, now))
             return request_id
-        self._write(request_frame(INFER, request_id, header, payload, now))
-        self.pending[request_id] = _Call(on_reply, now, regions)
+        self._write(request_frame(INFER, request_id, header, payload, now, deadline, flags))
+        self.pending[request_id] = _Call(on_reply, regions, deadline, rows, size)
+        self.rows += rows
+        self.bytes += size
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         return request_id
@@ -196,7 +256,8 @@ class Channel(asyncio.Protocol):
         call = self.pending.get(request_id)
         if call and call.on_reply:
             call.on_reply = None
-            self._write(request_frame(CANCEL, request_id))
+            if not self.closed:
+                self._write(request_frame(CANCEL, request_id))
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: hand each reply to its call."""
@@ -207,6 +268,7 @@ class Channel(asyncio.Protocol):
             if self._draining and not self.pending:
                 self.close()
         except (ProtocolError, msgspec.DecodeError):
+            self.distrusted = True
             self._transport.abort()  # a model that has taken over its instance must not take over the worker
 
     def _hand_over(self, head: ReplyHead, raw_header: bytes, payload: bytes, now: float) -> None:
@@ -216,8 +278,13 @@ class Channel(asyncio.Protocol):
             raise ProtocolError("a reply to no request")
         for region in call.regions:
             self.unreserve(region)
-        if batch_rows and self.on_execution:
-            self.on_execution(compute_seconds, batch_rows)
+        self.rows -= call.rows
+        self.bytes -= call.size
+        if batch_rows:
+            seconds = compute_seconds / batch_rows
+            self.row_seconds += (seconds - self.row_seconds) * (0.1 if self.row_seconds else 1.0)
+            if self.on_execution:
+                self.on_execution(compute_seconds, batch_rows)
         header: ResultHeader | None = None
         error: GatewayError | None = None
         tensors: Sequence[Buffer] = ()
@@ -229,25 +296,24 @@ class Channel(asyncio.Protocol):
                 failure = _decode_failure(payload)
                 error = from_code(failure.code, failure.message)
         except (ProtocolError, msgspec.DecodeError):
-            self._tell(call, Reply(_died(), None, (), 0.0, 0.0, 0, now))
+            self._tell(call.on_reply, Reply(InstanceDied(_DIED), None, (), 0.0, 0.0, 0, now))
             raise
-        self._tell(call, Reply(error, header, tensors, queue_seconds, compute_seconds, batch_rows, now))
+        self._tell(call.on_reply, Reply(error, header, tensors, queue_seconds, compute_seconds, batch_rows, now))
         if header is not None and header.lent:
             self._write(request_frame(RELEASE, request_id))
 
     @staticmethod
-    def _tell(call: _Call, reply: Reply) -> None:
+    def _tell(on_reply: Callable[[Reply], None] | None, reply: Reply) -> None:
         """Hand a reply to its caller, whose own mistakes must not reach the other calls."""
-        if call.on_reply is None:
+        if on_reply is None:
             return
         try:
-            call.on_reply(reply)
+            on_reply(reply)
         except Exception:
             log.exception("the receiver of a reply failed")
 
     def _write(self, parts: list[Buffer]) -> None:
-        # One write per turn of the event loop, however many requests the turn brought.
-        if not self._out:
+        if not self._out:  # one write per turn of the event loop, however many requests the turn brought
             self._loop.call_soon(self._flush)
         self._out += parts
 
@@ -257,18 +323,22 @@ class Channel(asyncio.Protocol):
         self._out.clear()
 
     def _sweep(self) -> None:
-        """Answer the calls whose time is over. Calls are in the order in which they were sent."""
+        """Answer the calls whose time is over.
+
+        Calls are in the order in which they were sent, and so are their deadlines: who has one of its own sees to it.
+        """
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self.pending else None
         now = time.perf_counter()
         late = []
         for request_id, call in self.pending.items():
-            if now - call.sent <= self._timeout:
+            if call.deadline > now:
                 break
-            late.append((request_id, _Call(call.on_reply, call.sent, [])))
+            if call.on_reply is not None:
+                late.append((request_id, call.on_reply))
         error = DeadlineExceeded(f"the model did not answer within {self._timeout:g} s")
-        for request_id, call in late:
+        for request_id, on_reply in late:
             self.cancel(request_id)
-            self._tell(call, Reply(error, None, (), 0.0, 0.0, 0, now))
+            self._tell(on_reply, Reply(error, None, (), 0.0, 0.0, 0, now))
 
     def _trim(self) -> None:
         self._trimmer = None

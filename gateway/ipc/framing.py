@@ -16,10 +16,18 @@ from gateway.tensors import Buffer
 
 MAX_HEADER = 0xFFFF
 MAX_PAYLOAD = 1 << 31
+MAX_OUTPUT = 256 << 20
+"""Raw bytes of one response's outputs; an instance refuses to send more."""
+MAX_REPLY = MAX_OUTPUT + (1 << 20)
+"""Payload of one frame from an instance: a worker lets go of one that announces more."""
 OFFSET = struct.Struct("<Q")
 
 INFER, CANCEL, RELEASE = 1, 2, 3
 RESULT, FAILURE = 1, 2
+
+LEVEL, ALONE = 0x7F, 0x80
+"""Flags of a request: its priority, 1 (first) to 100, and whether it must not be joined with others."""
+DEFAULT_PRIORITY = 50
 
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -46,9 +54,12 @@ class ResultHeader(msgspec.Struct, array_like=True, eq=False):
     outputs: tuple[TensorHeader, ...]
     lent: bool = False
     """Whether some output lies in the arena and has to be released; follows from `outputs`."""
+    size: int = 0
+    """Raw bytes of all outputs; follows too."""
 
     def __post_init__(self) -> None:
         """Called by msgspec."""
+        self.size = sum(tensor.size for tensor in self.outputs)
         self.lent = any(tensor.in_arena for tensor in self.outputs)
 
 
@@ -59,30 +70,36 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     message: str
 
 
-RequestHead = tuple[int, int, int, int, float]
-"""Fixed head of a frame to an instance: kind, header size, payload size, request id, time of sending.
+RequestHead = tuple[int, int, int, int, float, float, int]
+"""Fixed head of a frame to an instance: kind, header size, payload size, request id, time of sending, deadline, flags.
 
-The time is of the monotonic clock, which all processes of a machine share.
+The times are of the monotonic clock, which all processes of a machine share; a deadline of 0 is none.
 """
 ReplyHead = tuple[int, int, int, int, float, float, int]
-"""Fixed head of a frame from an instance: the same four, then queue seconds, compute seconds and batch rows.
+"""Fixed head of a frame from an instance: the first four, then queue seconds, compute seconds and batch rows.
 
 Batch rows are 0 except in the first reply of each execution, so that executions can be counted.
 """
 
-REQUEST_HEAD = struct.Struct("<BxHIQd")
+REQUEST_HEAD = struct.Struct("<BHIQddB")
 REPLY_HEAD = struct.Struct("<BxHIQffI")
 
 encode = msgspec.msgpack.Encoder().encode
 
 
 def request_frame(
-    kind: int, request_id: int, header: bytes = b"", payload: Sequence[Buffer] = (), now: float = 0.0
+    kind: int,
+    request_id: int,
+    header: bytes = b"",
+    payload: Sequence[Buffer] = (),
+    now: float = 0.0,
+    deadline: float = 0.0,
+    flags: int = DEFAULT_PRIORITY,
 ) -> list[Buffer]:
     """The parts of a frame to an instance, to be written one after another; ProtocolError if it is too large."""
     size = sum(map(len, payload))
     _check_sizes(len(header), size)
-    return [REQUEST_HEAD.pack(kind, len(header), size, request_id, now), header, *payload]
+    return [REQUEST_HEAD.pack(kind, len(header), size, request_id, now, deadline, flags), header, *payload]
 
 
 def reply_frame(
@@ -109,8 +126,9 @@ Head = TypeVar("Head", RequestHead, ReplyHead)
 class FrameReader(Generic[Head]):
     """Cuts a stream of bytes into frames, however the bytes arrive."""
 
-    def __init__(self, layout: struct.Struct) -> None:
+    def __init__(self, layout: struct.Struct, max_payload: int) -> None:
         self._layout = layout
+        self._max_payload = max_payload
         self._parts: list[bytes] = []  # of a frame that is not complete yet
         self._have = 0
         self._need = 0
@@ -129,7 +147,7 @@ class FrameReader(Generic[Head]):
         need = layout.size
         while end - at >= layout.size:
             head: Head = layout.unpack_from(data, at)
-            if head[0] not in (1, 2, 3) or head[2] > MAX_PAYLOAD:
+            if head[0] not in (1, 2, 3) or head[2] > self._max_payload:
                 raise ProtocolError(f"no frame starts with kind {head[0]} and {head[2]} bytes")
             header_at = at + layout.size
             payload_at = header_at + head[1]
@@ -146,12 +164,12 @@ class FrameReader(Generic[Head]):
 
 def request_reader() -> FrameReader[RequestHead]:
     """A reader of the frames that an instance receives."""
-    return FrameReader(REQUEST_HEAD)
+    return FrameReader(REQUEST_HEAD, MAX_PAYLOAD)
 
 
 def reply_reader() -> FrameReader[ReplyHead]:
     """A reader of the frames that a worker receives."""
-    return FrameReader(REPLY_HEAD)
+    return FrameReader(REPLY_HEAD, MAX_REPLY)
 
 
 HEADERS = 4096

@@ -112,8 +112,6 @@ class Start(Message):
     request_timeout: float
     keep_alive_seconds: int
     drain_timeout: float
-    condemned_seconds: float = 300.0
-    """How long a request that has killed two instances is refused."""
 
 
 class InstanceAddress(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.errors import LoadFailed
+from gateway.errors import InstanceDied, LoadFailed
 from gateway.ipc.messages import (
     Exited,
     FromInstance,
@@ -118,7 +118,7 @@ def _look_at(future: "asyncio.Future[Ready]") -> None:
 def _finish(instance: Instance, exit_code: int) -> None:
     if not instance.ready.done():
         how = f"signal {-exit_code}" if exit_code < 0 else f"code {exit_code}"
-        instance.ready.set_exception(LoadFailed(f"its process ended with {how} while loading"))
+        instance.ready.set_exception(InstanceDied(f"its process ended with {how} while loading"))
     instance.exited.set_result(exit_code)
 
 
