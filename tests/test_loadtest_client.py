@@ -1,4 +1,4 @@
-"""The load tests' own client counts what happened and nothing else: a load test that cannot see a failure proves none."""
+"""The load client counts what happened and nothing else: a load test that cannot see a failure proves nothing."""
 
 import asyncio
 import importlib.util
