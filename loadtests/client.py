@@ -317,6 +317,11 @@ class ClosedLoop(Load):
             self._left -= 1
         line.send(self.next_shot(), time.perf_counter())
 
+    def allow(self, line: Line) -> None:
+        """Send one request more than `count`, on this connection, which is idle."""
+        self._left = (self._left or 0) + 1
+        self.idle(line)
+
     async def finish(self, seconds: float) -> Tally:
         """Until all of `count` are sent, and no longer than so many seconds."""
         async with self:
