@@ -207,6 +207,20 @@ def test_declared_outputs_rename_by_position_or_select_by_name(load: Any) -> Non
     assert {name: array.tolist() for name, array in outputs.items()} == {"right": [1.0], "left": [0.0]}
 
 
+def test_a_string_that_is_no_text_may_go_in_but_not_come_back(load: Any) -> None:
+    class Echo(nn.Module):
+        def forward(self, words: list[str]) -> list[str]:
+            return words
+
+    class Lengths(nn.Module):
+        def forward(self, words: list[str]) -> Tensor:
+            return torch.tensor([len(word) for word in words])
+
+    assert call(load(Lengths()), words=strings(b"\xff\xfe"))["output_0"].tolist() == [2]
+    with pytest.raises(RequestError, match="not UTF-8"):
+        call(load(Echo()), words=strings(b"a", b"\xff"))
+
+
 def test_an_empty_list_of_strings_stays_an_empty_tensor_of_strings(load: Any) -> None:
     class Echo(nn.Module):
         def forward(self, words: list[str]) -> list[str]:
