@@ -292,9 +292,12 @@ async def test_links_are_not_followed_out_of_the_store_by_notifications_either(s
     async with following(store) as follower:
         await follower.until(bool)
         watched = {path.stat().st_ino for path in (store, store / "m", store / "m/1")}
-        await sees(lambda: watched <= inotify_watches())
-        assert inotify_watches() == watched
-    assert not inotify_watches()
+        await sees(lambda: inotify_watches() == watched)
+        make(store / "m/1/more")
+        await sees(lambda: len(follower.all) == 2)
+        await sees(lambda: inotify_watches() == watched)
+    await sees(lambda: not inotify_watches())
+    assert not watching_threads()
 
 
 async def test_a_name_that_is_no_text_does_not_end_the_notifications(store: Path) -> None:
@@ -368,7 +371,7 @@ async def test_cancelling_ends_the_threads_promptly_even_amid_a_look(
     proceed.set()
     await asyncio.get_running_loop().shutdown_default_executor()  # the look ends, and has started nothing
     assert not watching_threads()
-    assert not inotify_watches()
+    await sees(lambda: not inotify_watches())
 
 
 async def test_the_event_loop_is_never_held_up_by_a_slow_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,12 @@ def inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
+def resolved(parent: str, name: str) -> str:
+    """The resolved path of an entry of a directory whose own path is resolved; cheap where it is no link."""
+    path = os.path.join(parent, name)  # noqa: PTH118 - a Path would cost more than all the rest
+    return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 - as above
+
+
 def identity(path: str) -> Directory:
     """The directory at a resolved path; OSError if there is none."""
     info = Path(path).stat()
@@ -64,12 +70,16 @@ def fingerprint(facts: Iterable[object]) -> int:
 
 
 def look(version: Path, root: str) -> Contents:
-    """Look at the directory `version` of the store with the resolved path `root`; FileNotFoundError if it is gone."""
-    real = os.path.realpath(version)
+    """Look at the directory `version`, which may be a link but has a resolved parent, of the store at `root`.
+
+    FileNotFoundError if it is gone.
+    """
+    parent = str(version.parent)
+    real = resolved(parent, version.name)
     problem = ""
     if not inside(real, root):
         problem = f"its directory {LEADS_OUT}"
-    elif inside(os.path.realpath(version.parent), real):
+    elif inside(parent, real):
         problem = "its directory is a link to a directory above it"
     if problem:
         info = version.lstat()

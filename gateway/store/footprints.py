@@ -82,7 +82,7 @@ class Footprints:
                 with open_regular(artifact.directory / name) as file:
                     content = hashlib.file_digest(file, hashlib.blake2b).digest()
                 parts += [name.encode("utf-8", "surrogateescape"), content]
-            unchanged = contents.look(artifact.directory, "/").stamp == stamp
+            unchanged = contents.look(Path(key), "/").stamp == stamp
         except OSError:
             return ""
         digest = _digest(parts) if parts else ""

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ import msgspec
 
 from gateway.errors import ConfigError
 from gateway.sizes import parse_size
-from gateway.store.contents import LEADS_OUT, inside
+from gateway.store.contents import LEADS_OUT, inside, resolved
 from gateway.store.regular import open_regular
 from gateway.tensors import DTYPES, TensorSpec
 
@@ -124,6 +125,10 @@ def parse(text: str | bytes) -> ModelConfig:
     return config
 
 
+_parsed = lru_cache(maxsize=1024)(parse)
+"""YAML is slow, and the same files are read at every look at the store."""
+
+
 def _check_versions(config: ModelConfig) -> None:
     policy = config.version_policy
     if isinstance(policy, VersionPolicy) and (policy.latest is None) == (policy.specific is None):
@@ -136,9 +141,9 @@ def _check_versions(config: ModelConfig) -> None:
 def read(directory: Path, root: str = "/") -> ModelConfig:
     """The configuration of the model in `directory`; all defaults where it has no model.yaml.
 
-    `root` is the resolved path of the store, which links must not lead out of.
+    `root` is the store, which links must not lead out of; both paths are resolved.
     """
-    path = os.path.realpath(directory / FILE)
+    path = resolved(str(directory), FILE)
     if not inside(path, root):
         raise ConfigError(f"{FILE} {LEADS_OUT}")
     try:
@@ -150,4 +155,4 @@ def read(directory: Path, root: str = "/") -> ModelConfig:
         raise ConfigError(f"{FILE} cannot be read: {error.strerror}") from None
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{FILE} is larger than {MAX_BYTES} bytes")
-    return parse(text)
+    return _parsed(text)

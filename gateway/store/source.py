@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gateway.errors import ConfigError
 from gateway.store import contents, manifest
-from gateway.store.contents import LEADS_OUT, Contents, Directory, fingerprint, identity, inside, shown
+from gateway.store.contents import LEADS_OUT, Contents, Directory, fingerprint, identity, inside, resolved, shown
 from gateway.store.manifest import FRAMEWORKS, ModelConfig
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
@@ -120,25 +120,25 @@ def _scan_model(directory: Path, root: str, inventory: Inventory) -> None:
     if not NAME.fullmatch(name):
         inventory.ignore(f"{shown(name)} is no model name: letters, digits, '_', '-' and '.' make one")
         return
-    real = os.path.realpath(directory)
-    problem = "" if inside(real, root) else f"its model's directory {LEADS_OUT}"
+    real = Path(resolved(root, name))
+    problem = "" if inside(str(real), root) else f"its model's directory {LEADS_OUT}"
     if not problem:
-        inventory.directories.add(identity(real))
+        inventory.directories.add(identity(str(real)))
     versions = _versions(directory, inventory)
     if not versions:
         inventory.ignore(f"'{name}' has no version directory, such as {name}/1/")
         return
     config, configured, changed = ModelConfig(), 0, 0.0
     if not problem:
-        configured, changed = _configured(directory)
+        configured, changed = _configured(real)
         try:
-            config = manifest.read(directory, root)
+            config = manifest.read(real, root)
         except ConfigError as error:
             inventory.misconfigured.add(name)
             problem = error.message
     for version, path in versions.items():
         try:
-            found = contents.look(path, root)
+            found = contents.look(real / path.name, root)
         except (FileNotFoundError, NotADirectoryError):
             continue  # deleted since
         inventory.directories.update(found.directories)

@@ -53,8 +53,8 @@ async def changes(
                 settled, again = settling.filter(inventory, started_wall, started)
                 if again is not None:
                     waits.append(again)
-                # While something is being copied there is always news; looking takes at most a fifth of the time.
-                pause = min(4 * (time.monotonic() - started), 1.0)
+                # While something is being copied there is always news; so looking is made to take a fifth of the time.
+                pause = min(4 * (time.monotonic() - started), 0.5)
                 if last is None and again is not None and time.monotonic() < patience_ends:
                     waits.append(patience_ends - time.monotonic())
                 elif settled != last:
