@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -329,7 +330,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Call
         store = directory / "store"
         store.mkdir()
         for name in models:
-            (store / name).symlink_to(built / name if (built / name).is_dir() else SHIPPED / name)
+            shutil.copytree(built / name if (built / name).is_dir() else SHIPPED / name, store / name)
         prepare(store)
         gateway = Gateway(store, directory / "log", *options, port=port)
         try:
