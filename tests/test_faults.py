@@ -1,0 +1,214 @@
+"""What becomes of requests when an instance dies, hangs or is overwhelmed, with real processes."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODELS = ["mlp", "slow", "crashes", "hangs"]
+QUEUE = 3
+
+
+def narrow(store: Path) -> None:
+    """The model `slow` once more, with a short queue."""
+    shutil.copytree(store / "slow", store / "narrow")
+    with (store / "narrow" / "model.yaml").open("a") as config:
+        config.write(f"max_queue_size: {QUEUE}\nmax_batch_size: 1\n")
+
+
+@pytest.fixture(scope="module")
+def own(start_gateway: Callable[..., Any]) -> Iterator[Any]:
+    """A gateway whose instances may die."""
+    with start_gateway(MODELS, "--workers", "2", "--keep-alive-seconds", "60", prepare=narrow) as gateway:
+        yield gateway
+
+
+class Together:
+    """Requests sent at the same time, each on a connection of its own."""
+
+    def __init__(self, gateway: Any, requests: list[bytes]) -> None:
+        self.connections = [gateway.connect() for _ in requests]
+        for connection, request in zip(self.connections, requests, strict=True):
+            connection.send(request)
+
+    def answers(self) -> list[Any]:
+        answers = [connection.response() for connection in self.connections]
+        self.close()
+        return answers
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.sock.close()
+
+
+def numbers(own: Any, helpers: Any, model: str, value: float, *headers: str, **parameters: Any) -> bytes:
+    request: bytes = own.inference(
+        model, {"inputs": [helpers.tensor("x", "FP32", [1], [value])], "parameters": parameters}, *headers
+    )
+    return request
+
+
+def rounds(own: Any, helpers: Any, model: str, seconds: float, *headers: str, **parameters: Any) -> bytes:
+    """A request that keeps `slow` or its like busy for about so long."""
+    own.slow(seconds)
+    tensor = helpers.tensor("rounds", "INT64", [1], [max(1, int(own._rate * seconds))])  # noqa: SLF001 - measured there
+    request: bytes = own.inference(model, {"inputs": [tensor], "parameters": parameters}, *headers)
+    return request
+
+
+def restarts(own: Any, model: str) -> float:
+    found: float = own.metrics().of("gateway_instance_restarts_total", model=model)
+    return found
+
+
+def test_no_request_fails_when_an_instance_is_killed_again_and_again(own: Any, helpers: Any) -> None:
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def client() -> None:
+        with own.connect() as connection:
+            while not done.is_set():
+                statuses.append(connection.ask(own.good()).status)
+
+    clients = [threading.Thread(target=client) for _ in range(8)]
+    for each in clients:
+        each.start()
+    try:
+        for _ in range(4):
+            old, answered = own.pid("instance mlp/"), len(statuses)
+            helpers.until(lambda answered=answered: len(statuses) > answered + 100, 20)
+            os.kill(old, signal.SIGKILL)
+            helpers.until(lambda old=old: own.pids("instance mlp/") - {old}, 20)
+    finally:
+        done.set()
+        for each in clients:
+            each.join(30)
+    assert set(statuses) == {200}
+    assert restarts(own, "mlp") == 4
+
+
+def test_a_request_that_kills_is_found_out_refused_and_harms_no_neighbour(own: Any, helpers: Any) -> None:
+    poison = numbers(own, helpers, "crashes", -1000.0)
+    good = [numbers(own, helpers, "crashes", float(number)) for number in range(1, 9)]
+    *neighbours, guilty = Together(own, [*good, poison]).answers()
+    assert [(each.status, each.json()["outputs"][0]["data"]) for each in neighbours] == [
+        (200, [number + 1.0]) for number in range(1, 9)
+    ]
+    assert guilty.status == 500
+    assert guilty.json() == {"error": "this request has ended two processes of the model"}
+    before = restarts(own, "crashes")
+    assert before == 2
+    for _ in range(6):  # by whichever worker
+        again = Together(own, [poison]).answers()[0]
+        assert (again.status, again.body) == (500, guilty.body)
+    assert restarts(own, "crashes") == before
+    assert own.metrics().of("gateway_requests_dropped_total", model="crashes", reason="condemned") == 6
+    assert Together(own, [good[0]]).answers()[0].status == 200
+
+
+def test_a_request_that_hangs_is_cut_off_alone(own: Any, helpers: Any) -> None:
+    with own.connect() as hanging:
+        hanging.send(numbers(own, helpers, "hangs", -1000.0))
+        helpers.until(lambda: own.metrics().of("gateway_pending_requests", model="hangs"), 5)
+        others = Together(own, [numbers(own, helpers, "hangs", float(number)) for number in range(3)])
+        answer = hanging.response()
+        assert answer.status == 504
+        assert "execution_timeout" in answer.json()["error"]
+        assert [each.status for each in others.answers()] == [200] * 3
+    assert own.metrics().of("gateway_instance_restarts_total", model="hangs", reason="signal 14") == 1
+
+
+def test_abandoned_requests_are_not_computed(own: Any, helpers: Any) -> None:
+    def value(name: str, **labels: str) -> float:
+        found: float = own.metrics().of(name, model="slow", **labels)
+        return found
+
+    cheap = rounds(own, helpers, "slow", 0.001)
+    executed = value("gateway_executions_total")
+    dropped = value("gateway_requests_dropped_total", reason="disconnected")
+    with own.connect() as busy:
+        busy.send(own.slow(2.0))
+        helpers.until(lambda: value("gateway_pending_requests") == 1, 5)
+        abandoned = Together(own, [cheap] * 300)
+        helpers.until(lambda: value("gateway_pending_requests") == 301, 10)
+        abandoned.close()
+        helpers.until(lambda: value("gateway_requests_dropped_total", reason="disconnected") == dropped + 300, 10)
+        assert busy.response().status == 200
+        assert busy.ask(cheap).status == 200
+    helpers.until(lambda: value("gateway_pending_requests") == 0, 5)
+    assert value("gateway_executions_total") == executed + 2
+
+
+def test_more_than_the_queue_takes_is_refused_at_once_with_the_time_to_come_back(own: Any, helpers: Any) -> None:
+    one = rounds(own, helpers, "narrow", 0.5)
+    first = Together(own, [one] * (8 * QUEUE))  # two workers, each with a queue before the instance's
+    answers = first.answers()
+    refused = [each for each in answers if each.status == 429]
+    assert {each.status for each in answers} == {200, 429}
+    assert len(answers) - len(refused) >= QUEUE
+    for each in refused:
+        assert 1 <= int(each.headers["retry-after"]) <= 60
+        assert "queue is full" in each.json()["error"]
+    assert own.metrics().of("gateway_requests_dropped_total", model="narrow", reason="queue_full") == len(refused)
+    assert Together(own, [one]).answers()[0].status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "parameters"),
+    [
+        (["X-Request-Timeout: 0.2"], {}),
+        (["X-Envoy-Expected-Rq-Timeout-Ms: 200"], {}),
+        ([], {"timeout": 200_000}),
+        (["X-Request-Timeout: 30", "X-Envoy-Expected-Rq-Timeout-Ms: 200"], {"timeout": 10_000_000}),
+    ],
+)
+def test_a_request_is_answered_when_its_own_time_is_over_and_not_computed(
+    own: Any, helpers: Any, headers: list[str], parameters: dict[str, Any]
+) -> None:
+    def dropped() -> float:
+        found: float = own.metrics().of("gateway_requests_dropped_total", model="slow", reason="deadline")
+        return found
+
+    before, busy_request = dropped(), own.slow(1.0)
+    request = rounds(own, helpers, "slow", 0.001, *headers, **parameters)
+    executed = own.metrics().of("gateway_executions_total", model="slow")
+    with own.connect() as busy, own.connect() as hurried:
+        busy.send(busy_request)
+        helpers.until(lambda: own.metrics().of("gateway_pending_requests", model="slow"), 5)
+        began = time.monotonic()
+        answer = hurried.ask(request)
+        assert (answer.status, time.monotonic() - began < 0.9) == (504, True)
+        assert "0.2 s" in answer.json()["error"]
+        assert busy.response().status == 200
+    helpers.until(lambda: own.metrics().of("gateway_pending_requests", model="slow") == 0, 5)
+    assert own.metrics().of("gateway_executions_total", model="slow") == executed + 1
+    assert dropped() == before + 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Request-Timeout: 0",
+        "X-Request-Timeout: -1",
+        "X-Request-Timeout: soon",
+        "X-Request-Timeout: inf",
+        "X-Envoy-Expected-Rq-Timeout-Ms: 1e3",
+    ],
+)
+def test_a_timeout_that_is_none_is_refused(own: Any, helpers: Any, header: str) -> None:
+    answer = Together(own, [numbers(own, helpers, "crashes", 1.0, header)]).answers()[0]
+    assert answer.status == 400
+    assert "must be a number of" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("parameters", [{"timeout": -5}, {"timeout": "1"}, {"priority": 101}, {"priority": 1.5}])
+def test_a_parameter_that_makes_no_sense_is_refused(own: Any, helpers: Any, parameters: dict[str, Any]) -> None:
+    answer = Together(own, [numbers(own, helpers, "crashes", 1.0, **parameters)]).answers()[0]
+    assert answer.status == 400
+    assert next(iter(parameters)) in answer.json()["error"]
