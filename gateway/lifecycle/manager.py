@@ -102,6 +102,8 @@ class Manager:
         key = (artifact.model, artifact.version)
         current = self.versions.get(key)
         if current is not None and not force and current.state is not State.UNLOADED:
+            if artifact.settling:
+                return current  # it is being changed; what it was before is what runs, or has been replaced by hand
             if same_instance(artifact, current.artifact):
                 current.artifact = artifact  # its control fields may have changed
                 return current
