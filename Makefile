@@ -16,7 +16,7 @@ FIND_PYTHON = \
 	fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint bench python
+.PHONY: help setup serve test lint bench bars soak python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,6 +36,14 @@ lint: setup ## Check style, format and types
 
 bench: setup ## Measure throughput and latency; PEER=triton measures Triton beside it
 	.venv/bin/python loadtests/bench.py $(if $(PEER),--peer $(PEER)) $(ARGS)
+
+bars: setup ## Prove under load what is promised: swaps, faults, cold models, overload, abandoned requests
+	@failed=; for bar in $(or $(BARS),swap faults cold overload abandon); do \
+		.venv/bin/python loadtests/$$bar.py $(ARGS) || failed="$$failed $$bar"; \
+	done; if [ -n "$$failed" ]; then echo "missed:$$failed" >&2; exit 1; fi
+
+soak: setup ## All of that at once for MINUTES (20), with what fails and how memory grows
+	.venv/bin/python loadtests/soak.py --minutes $(or $(MINUTES),20) $(ARGS)
 
 # The Python that `make setup` takes.
 python:

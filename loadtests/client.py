@@ -203,6 +203,7 @@ class Load:
         self._connections = connections
         self._timeout = timeout
         self._running = False
+        self._error: Exception | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -225,6 +226,8 @@ class Load:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
 
     def take(self) -> Tally:
         """What has been counted so far; from now on it is counted anew."""
@@ -241,11 +244,23 @@ class Load:
 
     def answered(self, line: Line, shot: Shot, head: bytes, body: bytes) -> None:
         """An answer is complete."""
-        kind = shot.check(int(head[9:12]), head, body)
+        try:
+            kind = shot.check(int(head[9:12]), head, body)
+        except Exception as error:  # noqa: BLE001 - raised where the load is used; the event loop would only print it
+            self._error, kind = self._error or error, "the check raised"
         if kind:
             self.tally.fail(kind, body)
         else:
             self.tally.latencies.append(time.perf_counter() - line.since)
+
+    def send_next(self, line: Line, due: float) -> None:
+        """Send the next request on an idle connection; its time counts from `due`."""
+        try:
+            shot = self.next_shot()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._error, self._running = self._error or error, False
+            return
+        line.send(shot, due)
 
     def idle(self, line: Line) -> None:
         """A connection can take the next request."""
@@ -315,7 +330,7 @@ class ClosedLoop(Load):
                 self._finished.set()
                 return
             self._left -= 1
-        line.send(self.next_shot(), time.perf_counter())
+        self.send_next(line, time.perf_counter())
 
     def allow(self, line: Line) -> None:
         """Send one request more than `count`, on this connection, which is idle."""
@@ -360,7 +375,7 @@ class OpenLoop(Load):
     def idle(self, line: Line) -> None:
         """Send what waits for a connection, or keep it."""
         if self._due and self._running and line.open:
-            line.send(self.next_shot(), self._due.popleft())
+            self.send_next(line, self._due.popleft())
         else:
             self._idle.append(line)
 
@@ -378,7 +393,7 @@ class OpenLoop(Load):
         while self._idle:
             line = self._idle.popleft()
             if line.open:
-                line.send(self.next_shot(), due)
+                self.send_next(line, due)
                 return
         if len(self._due) >= self._most:
             self.tally.fail("not sent")

@@ -1,5 +1,6 @@
 """Requests with something wrong with them: a good one's structure, bytes or headers changed, from a seed."""
 
+import copy
 import json
 import random
 import re
@@ -144,7 +145,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 def _replaced(choose: random.Random, tree: Any) -> Any:
     container, key = choose.choice(_places(tree) or [([tree], 0)])
-    container[key] = Token(choose.choice(TOKENS)) if choose.random() < 0.3 else choose.choice(VALUES)
+    container[key] = Token(choose.choice(TOKENS)) if choose.random() < 0.3 else copy.deepcopy(choose.choice(VALUES))
     return tree
 
 
@@ -188,7 +189,7 @@ def _tensor(tree: Any) -> dict[str, Any] | None:
 
 def _reshaped(choose: random.Random, tree: Any) -> Any:
     if (tensor := _tensor(tree)) is not None:
-        tensor["shape"] = choose.choice(_SHAPES)
+        tensor["shape"] = copy.deepcopy(choose.choice(_SHAPES))
     return tree
 
 
@@ -234,8 +235,8 @@ def _asks(choose: random.Random, tree: Any) -> Any:
     if isinstance(tree, dict):
         key = choose.choice(("signature_name", "binary_data_output", "priority", "version_label", "timeout"))
         # A timeout that makes sense and is short would rightly be answered 504.
-        known = (-1, "60", 1.5, [], {}, True, 2**70) if key == "timeout" else VALUES
-        tree["parameters"] = {key: choose.choice(known)}
+        known: tuple[Any, ...] = (-1, "60", 1.5, [], {}, True, 2**70) if key == "timeout" else VALUES
+        tree["parameters"] = {key: copy.deepcopy(choose.choice(known))}
     return tree
 
 

@@ -137,15 +137,15 @@ class Running:
 
     # Ending
 
-    def stop(self) -> None:
-        """End it as a user would, and whatever is left with force."""
+    def stop(self) -> int:
+        """End it as a user would, and whatever is left with force; its exit code."""
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
         if self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10.0)
+        return self.process.wait(10.0)
 
 
 def private_bytes(pid: int) -> int:

@@ -50,7 +50,7 @@ def test_inference_is_documented_with_its_request_its_response_and_its_errors(ga
         assert {"model_name", "model_version", "outputs"} <= set(answer["properties"])
         assert {"400", "404", "413", "500", "503"} <= set(operation["responses"])
         headers = [each["name"] for each in operation["parameters"] if each["in"] == "header"]
-        assert headers == ["Inference-Header-Content-Length"]
+        assert headers == ["Inference-Header-Content-Length", "X-Request-Timeout"]
 
 
 def test_every_documented_get_without_a_parameter_answers(gateway: Any) -> None:
@@ -61,8 +61,7 @@ def test_every_documented_get_without_a_parameter_answers(gateway: Any) -> None:
         assert gateway.http.get(path).status_code == 200, path
 
 
-def test_the_request_shown_as_an_example_is_one_that_the_shipped_model_s_schema_allows(gateway: Any) -> None:
+def test_the_request_shown_as_an_example_is_answered_by_a_shipped_model(gateway: Any) -> None:
     operation = gateway.http.get("/openapi.json").json()["paths"]["/v2/models/{model}/infer"]["post"]
-    (example,) = operation["requestBody"]["content"]["application/json"]["example"]["inputs"]
-    body = {"inputs": [example | {"name": "x"}]}
-    assert gateway.http.post("/v2/models/identity_tensorflow/infer", json=body).status_code == 200
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    assert gateway.http.post("/v2/models/digits_torch/infer", json=example).status_code == 200

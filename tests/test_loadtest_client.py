@@ -157,6 +157,17 @@ async def test_nobody_listening_is_a_failure_that_ends() -> None:
     assert loop.tally.failures == {"refused": 1}
 
 
+async def test_a_check_or_a_source_of_requests_that_raises_is_not_lost() -> None:
+    def raises(*_: object) -> str:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        await count(right, shot=client.Shot(SHOT.data, raises))
+    async with server(right) as address:
+        with pytest.raises(ArithmeticError):
+            await client.ClosedLoop(address, raises, 2).run(0.01)
+
+
 async def test_taking_a_tally_begins_another() -> None:
     async with server(right) as address, client.ClosedLoop(address, [SHOT], 2) as loop:
         await until(lambda: loop.tally.right >= 5)

@@ -217,7 +217,7 @@ def test_a_string_that_is_no_text_may_go_in_but_not_come_back(load: Any) -> None
             return torch.tensor([len(word) for word in words])
 
     assert call(load(Lengths()), words=strings(b"\xff\xfe"))["output_0"].tolist() == [2]
-    with pytest.raises(RequestError, match="not UTF-8"):
+    with pytest.raises(RequestError, match="input 'words' is not UTF-8"):
         call(load(Echo()), words=strings(b"a", b"\xff"))
 
 

@@ -120,7 +120,7 @@ class TorchScriptModel:
             with _InferenceMode(True):
                 result = self._call(*values)
         except Exception as error:  # noqa: BLE001 - a model may raise whatever Python has
-            raise torch_errors.failure(error) from None
+            raise torch_types.no_text(error, inputs) or torch_errors.failure(error) from None
         return self._outputs(result, values)
 
     def _outputs(self, result: Any, values: list[Any]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from gateway.errors import GatewayError, InferenceFailed, LoadFailed, OutOfMemory, RequestError
+from gateway.errors import GatewayError, InferenceFailed, LoadFailed, OutOfMemory
 
 _SAVE_IT = "save it with torch.jit.script(model).save(...) or torch.jit.trace(model, example).save(...)"
 _LIMIT = 500
@@ -42,8 +42,6 @@ def failure(error: Exception) -> GatewayError:
         return error
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY):
         return OutOfMemory("the model needed more memory than its device has; send a smaller request")
-    if isinstance(error, UnicodeDecodeError):  # raised by nothing but PyTorch's way from a model's string to Python's
-        return RequestError("the model answers with a string that is not UTF-8; PyTorch cannot give it back")
     return InferenceFailed(clean(error))
 
 

@@ -225,6 +225,19 @@ def _elements(name: str, kind: str, array: Array) -> list[Any]:
     raise RequestError(f"input '{name}' must be {_NOUNS[kind]}, its datatype is {sent}")
 
 
+def no_text(error: Exception, inputs: Tensors) -> RequestError | None:
+    """The client's share in a string that PyTorch cannot give back, for want of being UTF-8; None if it has none."""
+    if not isinstance(error, UnicodeDecodeError):
+        return None
+    for name, array in inputs.items():
+        try:
+            for element in array.ravel().tolist() if array.dtype.kind == "O" else ():
+                element.decode()
+        except UnicodeDecodeError:
+            return RequestError(f"input '{name}' is not UTF-8, and the model's answer to it is no text")
+    return None
+
+
 def _missing(name: str) -> RequestError:
     return RequestError(f"input '{name}' is missing")
 
