@@ -116,24 +116,25 @@ def test_a_request_whose_instance_is_killed_is_answered_soon(own: Any, helpers: 
     helpers.until(lambda: own.pids("instance slow/") - {old} and own.infer("slow", b"{}").status == 400, 10)
 
 
-def test_a_model_without_a_running_instance_is_not_ready(own: Any, helpers: Any) -> None:
+def test_a_model_without_a_running_instance_is_not_ready_and_its_requests_wait(own: Any, helpers: Any) -> None:
     """The runner is held still, so that it cannot start another instance."""
 
     def get_ready() -> int:
-        return own.http.get("/v2/models/mlp/ready").status_code
+        return int(own.http.get("/v2/models/mlp/ready").status_code)
 
     runner, old = own.pid("runner pytorch"), own.pid("instance mlp/")
     assert get_ready() == 200
-    os.kill(runner, signal.SIGSTOP)
-    try:
-        kill(old)
-        helpers.until(lambda: ask(own) == 503, 5)
-        during = get_ready()
-    finally:
-        os.kill(runner, signal.SIGCONT)
-    helpers.until(lambda: own.pids("instance mlp/") - {old} and ask(own) == 200, 10)
-    assert during == 503
-    assert get_ready() == 200
+    with own.connect() as connection:
+        os.kill(runner, signal.SIGSTOP)
+        try:
+            kill(old)
+            helpers.until(lambda: get_ready() == 503, 5)
+            connection.send(own.good())
+            assert get_ready() == 503
+        finally:
+            os.kill(runner, signal.SIGCONT)
+        assert connection.response().status == 200
+    helpers.until(lambda: own.pids("instance mlp/") - {old} and get_ready() == 200, 10)
 
 
 def test_a_runner_that_is_killed_comes_back_with_its_models(own: Any, helpers: Any) -> None:
