@@ -171,7 +171,7 @@ def test_a_client_that_leaves_while_its_request_runs_is_counted_and_harms_nobody
     def pending() -> float:
         return gateway.metrics().of("gateway_pending_requests", model="slow")
 
-    slow = gateway.slow()
+    slow = gateway.slow(2.0)
     before = dropped()
     assert pending() == 0
     with gateway.connect() as connection:

@@ -34,6 +34,7 @@ class Lines:
         self._reconnect = reconnect
         self._channels: dict[str, Channel] = {}
         self._wanted: set[str] = set()
+        self._unreached: set[str] = set()
         self._verdicts: dict[str, Died] = {}
         self._cut: dict[Channel, asyncio.TimerHandle] = {}
         self._again: asyncio.TimerHandle | None = None
@@ -45,13 +46,16 @@ class Lines:
     async def connect(self, wanted: dict[str, tuple[InstanceAddress, VersionRoute]]) -> None:
         """Connect to those of these instances to which there is no line; they are all there is."""
         self._wanted = set(wanted)
+        self._unreached &= self._wanted
         await asyncio.gather(*(self._connect(*wanted[name]) for name in wanted.keys() - self._channels.keys()))
 
     async def _connect(self, address: InstanceAddress, route: VersionRoute) -> None:
         try:
             channel = await Channel.connect(address.instance, address.socket_path, self._timeout, self._lost)
         except OSError as error:
-            log.warning("instance %s cannot be reached: %s", address.instance, error.strerror)
+            if address.instance not in self._unreached:
+                self._unreached.add(address.instance)
+                log.warning("instance %s cannot be reached: %s", address.instance, error.strerror)
             self._try_again()
             return
         batching = route.ready.batching.max_batch_size if route.ready else 1
@@ -59,6 +63,7 @@ class Lines:
         channel.max_bytes = route.config.queue_bytes
         channel.on_execution = self._counters.of(route.model, str(route.version), route.framework).executed
         self._channels[address.instance] = channel
+        self._unreached.discard(address.instance)
         for cut in [cut for cut in self._cut if cut.instance == address.instance]:
             self._settle(cut, alive=True)
 
