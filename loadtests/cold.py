@@ -7,6 +7,7 @@ COLD. Then several connections ask at once. The memory is read from the kernel a
 import asyncio
 import contextlib
 import random
+import shutil
 import statistics
 import sys
 import threading
@@ -63,7 +64,7 @@ def footprint(directory: Path, frameworks: dict[str, str], report: Report) -> di
     store.mkdir(parents=True)
     chosen = {framework: model for model, framework in frameworks.items()}
     for model in chosen.values():
-        (store / model).symlink_to(directory / "store" / model)
+        shutil.copytree(directory / "store" / model, store / model)
     with running(store) as gateway:
         for model in chosen.values():
             gateway.call("POST", *_asked(model))

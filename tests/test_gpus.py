@@ -383,7 +383,7 @@ def beside_gpus(
 
     def add(store: Path, name: str, source: str, group: str) -> None:
         (store / name).mkdir()
-        (store / name / "1").symlink_to(max((built / source).glob("[0-9]*")))
+        shutil.copytree(max((built / source).glob("[0-9]*")), store / name / "1")
         config = built / source / "model.yaml"
         text = config.read_text() if config.exists() else ""
         (store / name / "model.yaml").write_text(f"{text}\ninstance_group: {{{group}}}\n")
