@@ -45,7 +45,10 @@ async def measure(gateway: Running, args: Any, report: Report) -> None:
     rounds = int(await asyncio.to_thread(busy.rounds_per_second, gateway) * args.row / 1000)
     shot = busy.shot(rounds, busy.answers)
     await ClosedLoop(gateway.address, [shot], args.connections).run(1.0)
+    before = await asyncio.to_thread(busy.executions, gateway)
     peak = await ClosedLoop(gateway.address, [shot], args.connections).run(args.seconds)
+    between = await asyncio.to_thread(busy.executions, gateway)
+    _busy(report, "capacity", before, between, peak.seconds)
     report.say(f"capacity, {args.connections} connections: {peak.shown()}")
     rate = args.times * peak.rate
     under_way = args.queue + args.spare
@@ -55,6 +58,7 @@ async def measure(gateway: Running, args: Any, report: Report) -> None:
     async with load:
         await asyncio.sleep(args.warmup)
         load.take()
+        before = await asyncio.to_thread(busy.executions, gateway)
         watching = asyncio.create_task(memory.watch())
         for _ in range(max(1, round(args.seconds / 5))):
             await asyncio.sleep(min(5.0, args.seconds))
@@ -62,11 +66,19 @@ async def measure(gateway: Running, args: Any, report: Report) -> None:
             report.say(f"overload at {rate:.0f}/s: {part.shown()}")
             total.add(part)
         watching.cancel()
+        _busy(report, "overload", before, await asyncio.to_thread(busy.executions, gateway), total.seconds)
     judge(args, report, peak, total)
     for name in memory.samples:
         grown = memory.growth(name) / 1e6
         report.figure(f"memory of the {name}", memory.samples[name][-1] / 1e6, "MB")
         report.bar(f"memory of the {name}, growth", grown, f"<= {FLAT_BYTES / 1e6:.0f} MB", grown <= FLAT_BYTES / 1e6)
+
+
+def _busy(report: Report, when: str, before: tuple[float, float], after: tuple[float, float], seconds: float) -> None:
+    """Whether the model or the machine was short: rows that take longer than in the other phase had to share a core."""
+    rows, computing = (late - early for early, late in zip(before, after, strict=True))
+    report.figure(f"{when}: milliseconds computing a row", 1000 * computing / max(rows, 1), "ms")
+    report.figure(f"{when}: share of the time spent computing", computing / seconds)
 
 
 def judge(args: Any, report: Report, peak: Tally, total: Tally) -> None:
