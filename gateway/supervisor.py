@@ -83,7 +83,7 @@ class Supervisor:
         self.settings = settings
         self._socket = sock
         self._on_settled = on_settled
-        self._node = LocalNode()
+        self._node = LocalNode(sandbox=settings.sandbox)
         self.manager = Manager(self._node, self._look, self._publish, settings.load_timeout)
         self._workers: dict[int, _Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -13,14 +13,19 @@ ROOT = Path(gateway.__file__).parent
 # Each module imports from lines above its own, or from its own line.
 LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
+    gateway.sizes
     gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.manifest gateway.metrics gateway.lifecycle.state
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
-    gateway.lifecycle.placement gateway.instance.backend
+    gateway.lifecycle.placement gateway.instance.backend gateway.instance.kernel gateway.instance.syscalls
+    gateway.instance.landlock gateway.instance.seccomp
+    gateway.instance.sandbox
     gateway.ipc.channel gateway.instance.connection gateway.instance.batching gateway.instance.proof
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node
+    gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
+    gateway.nodes.runners
     gateway.nodes.local gateway.lifecycle.manager
     gateway.exposition gateway.routing
     gateway.http.*
@@ -35,6 +40,9 @@ PURE = {
     "gateway.tensors",
     "gateway.ipc.framing",
     "gateway.instance.batching",
+    "gateway.instance.syscalls",
+    "gateway.nodes.claims",
+    "gateway.nodes.environment",
     "gateway.lifecycle.state",
     "gateway.lifecycle.placement",
     "gateway.metrics",

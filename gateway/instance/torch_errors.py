@@ -45,8 +45,10 @@ def failure(error: Exception) -> GatewayError:
     return InferenceFailed(clean(error))
 
 
-def unreadable(error: Exception) -> LoadFailed:
+def unreadable(error: Exception) -> GatewayError:
     """The refusal for an archive that torch.jit.load raised `error` for."""
+    if isinstance(failure(error), OutOfMemory):
+        return OutOfMemory("the model needs more memory to load than it may have")
     if (operator := re.search(r"Unknown builtin op: ([\w:.]+\w)", str(error))) is not None:
         return LoadFailed(
             f"the model calls the operator {operator[1]}, which is not part of PyTorch {torch.__version__}; "
