@@ -291,7 +291,7 @@ def in_child(act: Callable[[], Any], uid: int = 0) -> Any:
         os.write(writable, json.dumps(answer).encode())
         os._exit(0)
     os.close(writable)
-    with open(readable, "rb") as pipe:
+    with os.fdopen(readable, "rb") as pipe:
         said = pipe.read()
     _, status = os.waitpid(pid, 0)
     return json.loads(said) if said else os.waitstatus_to_exitcode(status)

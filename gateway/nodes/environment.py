@@ -15,6 +15,9 @@ ONE_THREAD = {
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 
+# With its own allocator TensorFlow waits ten seconds for memory that is not there; it is no faster with it.
+_UNLESS_SAID = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1"}
+
 _NAMES = frozenset(
     {
         "PATH",  # libraries look for tools as they are imported
@@ -43,4 +46,4 @@ def runner_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if (name in _NAMES or name.startswith(_PREFIXES)) and not any(word in name.upper() for word in _SECRET)
     }
-    return passed | ONE_THREAD
+    return _UNLESS_SAID | passed | ONE_THREAD

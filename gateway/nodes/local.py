@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.errors import InferenceFailed, LoadFailed
 from gateway.instance import sandbox as instance_sandbox
-from gateway.ipc.messages import FromInstance, MessageStream, Ready, Spawn, Stop
+from gateway.ipc.messages import Failed, FromInstance, MessageStream, Ready, Spawn, Stop
 from gateway.lifecycle.placement import CPU, Device
 from gateway.nodes import claims, output, scratch
 from gateway.nodes.node import Instance
@@ -63,6 +63,7 @@ class LocalNode:
         self._lines: dict[Instance, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
+        self._closing = False
         self._directory = Path(tempfile.mkdtemp(prefix="gateway-"))
         with contextlib.suppress(LoadFailed):  # each load will say so
             if lacking := instance_sandbox.decide(sandbox, instance_sandbox.probe()).missing:
@@ -80,6 +81,8 @@ class LocalNode:
 
     async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
         """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started."""
+        if self._closing:
+            raise LoadFailed("the gateway is stopping")
         self.warm(artifact.framework)
         runner = self._runners[artifact.framework]
         try:
@@ -168,17 +171,19 @@ class LocalNode:
             wrong = "nonsense"
         if isinstance(message, Ready):
             wrong = claims.objection(message, instance.artifact.platform)
-        if not instance.ready.done():
-            if wrong is not None:
-                log.warning("%s is ended: it reported %s", instance.name, wrong)
-                instance.ready.set_exception(LoadFailed(f"its process reported {wrong}"))
-            elif isinstance(message, Ready):
+            if wrong is None:
                 instance.ready.set_result(message)
                 return
-            elif message is not None:
-                instance.ready.set_exception(claims.reason(message))
-        # If it said nothing it has most likely died, and the runner is about to tell of what.
         self.stop(instance, kill=True)
+        if wrong is not None:
+            log.warning("%s is ended: it reported %s", instance.name, wrong)
+            instance.ready.set_exception(LoadFailed(f"its process reported {wrong}"))
+        elif isinstance(message, Failed):
+            instance.ready.set_exception(claims.reason(message))
+        else:
+            code = await asyncio.shield(instance.exited)
+            how = f"signal {-code}" if code < 0 else f"code {code}"
+            instance.ready.set_exception(LoadFailed(f"its process ended with {how} while loading"))
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""
@@ -193,6 +198,7 @@ class LocalNode:
 
     async def close(self) -> None:
         """End everything: the runners, and with them their instances."""
+        self._closing = True
         for runner in self._runners.values():
             if runner.alive:
                 runner.process.kill()

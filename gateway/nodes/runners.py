@@ -84,12 +84,8 @@ class Runner:
 
     def _finish(self, message: Exited) -> None:
         instance, forked = self._instances.pop(message.instance)
-        code = message.exit_code
         forked.cancel()
-        if not instance.ready.done():
-            how = f"signal {-code}" if code < 0 else f"code {code}"
-            instance.ready.set_exception(LoadFailed(f"its process ended with {how} while loading"))
-        instance.exited.set_result(code)
+        instance.exited.set_result(message.exit_code)
 
     def _lost(self) -> None:
         """The runner is gone, and with it its instances: the kernel ends them."""
