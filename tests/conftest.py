@@ -1,6 +1,7 @@
 """The gateway as its users meet it: the real program in a process group of its own, and bytes on a socket."""
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -285,6 +286,7 @@ def in_child(act: Callable[[], Any], uid: int = 0) -> Any:
                 os.setgroups([])
                 os.setgid(uid)
                 os.setuid(uid)
+                ctypes.CDLL(None).prctl(4, 1)  # its /proc/self is its own again, as it is after an exec
             answer = act()
         except BaseException as error:  # noqa: BLE001 - whatever it is, the parent wants to know
             answer = repr(error)
