@@ -25,8 +25,9 @@ from gateway.sizes import format_size
 FILE_BYTES = 64 << 20
 """No file that an instance writes grows larger."""
 OPEN_FILES = 4096
-HEADROOM = 64 << 20
-"""Above its memory limit an instance may reserve so much: threads' stacks and heaps are reserved and hardly touched."""
+HEADROOM, OF_A_CORE = 64 << 20, 16 << 20
+"""Above its memory limit an instance may reserve so much, for stacks of threads, of which a machine with more cores
+makes more: they are reserved and hardly touched, and a framework that cannot have its threads aborts."""
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _DAC_READ_SEARCH = 1 << 2
@@ -171,7 +172,7 @@ def limit_resources(memory_limit: int, *, gpu: bool) -> None:
         reserved = int(os.read(file, 200).split()[5]) * page
         os.close(file)
         most = memory_limit or os.sysconf("SC_PHYS_PAGES") * page
-        _lower(resource.RLIMIT_DATA, reserved + HEADROOM + most)
+        _lower(resource.RLIMIT_DATA, reserved + most + HEADROOM + OF_A_CORE * (os.cpu_count() or 1))
 
 
 def _lower(kind: int, most: int) -> None:
