@@ -38,7 +38,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, sock: socket.socket, on_settled: Callable[[Version], None]) -> None:
         self.settings = settings
-        self._node = LocalNode()
+        self._node = LocalNode(settings.sandbox)
         start = Start(
             listen_fd=sock.fileno(),
             max_body_bytes=settings.max_body_bytes,

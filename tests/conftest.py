@@ -307,6 +307,32 @@ def ordinary_user() -> Iterator[None]:
         assert libc.capset(header, before) == 0
 
 
+def in_child(act: Callable[[], Any], uid: int = 0) -> Any:
+    """What `act` returns in a forked process, as JSON can carry it; what it raised as text; a signal as its number.
+
+    With a uid the process belongs to that user and to no group of root's.
+    """
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if uid:
+                os.setgroups([])
+                os.setgid(uid)
+                os.setuid(uid)
+                ctypes.CDLL(None).prctl(4, 1)  # its /proc/self is its own again, as it is after an exec
+            answer = act()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent wants to know
+            answer = repr(error)
+        os.write(writable, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writable)
+    with os.fdopen(readable, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    return json.loads(said) if said else os.waitstatus_to_exitcode(status)
+
+
 class Helpers:
     """The functions above, for tests: they cannot import from here."""
 
@@ -314,6 +340,7 @@ class Helpers:
     until = staticmethod(until)
     run = staticmethod(run)
     ordinary_user = staticmethod(ordinary_user)
+    in_child = staticmethod(in_child)
     limit = LIMIT
     shipped = SHIPPED
 

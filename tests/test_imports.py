@@ -20,10 +20,15 @@ LAYERS = """
     gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend
+    gateway.instance.kernel gateway.instance.syscalls
+    gateway.instance.landlock gateway.instance.seccomp
+    gateway.instance.sandbox
     gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
     gateway.instance.replies gateway.instance.proof
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
+    gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
+    gateway.nodes.runners
     gateway.lifecycle.version gateway.nodes.gauge
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency gateway.lifecycle.manager
     gateway.exposition gateway.routing
@@ -45,6 +50,9 @@ PURE = {
     "gateway.instance.batching",
     "gateway.http.wishes",
     "gateway.http.retry",
+    "gateway.instance.syscalls",
+    "gateway.nodes.claims",
+    "gateway.nodes.environment",
     "gateway.lifecycle.state",
     "gateway.lifecycle.placement",
     "gateway.lifecycle.policy",

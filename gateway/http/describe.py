@@ -37,6 +37,7 @@ def metadata(target: Target, versions: Sequence[int]) -> dict[str, Any]:
             "max_batch_size": ready.batching.max_batch_size,
             "batching": ready.batching.reason,
             "notes": ready.notes,
+            "sandbox": ready.sandbox,
             "default_signature": ready.default_signature,
             "signatures": {
                 name: {

@@ -1,40 +1,65 @@
-"""An instance from its fork to its end: device, load, proof, warm-up, Ready, serve."""
+"""An instance from its fork to its end: sandbox, load, proof, warm-up, Ready, serve."""
 
+import contextlib
 import functools
+import io
 import os
 import socket
+import stat
+import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
 
 from setproctitle import setproctitle
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, LoadFailed, OutOfMemory
+from gateway.instance import sandbox
 from gateway.instance.backend import Backend, LoadedModel
 from gateway.instance.proof import decide_batching, may_join
 from gateway.instance.serve import Server
 from gateway.ipc.messages import Batching, Failed, Ready, Spawn, send
 from gateway.store.manifest import ModelConfig
 
+ENTRIES = 100_000
+"""No SavedModel has so many files; the check of what they are ends there."""
 
-def main(backend: Backend, spawn: Spawn, control: socket.socket) -> int:
+
+class Output(io.TextIOBase):
+    """Python's stdout or stderr on a pipe that may be full: then what is written is lost, and nobody waits or fails."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, text: str, /) -> int:
+        """Write what fits."""
+        with contextlib.suppress(OSError):
+            os.write(self._fd, text.encode(errors="backslashreplace"))
+        return len(text)
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def writable(self) -> bool:
+        """Of course."""
+        return True
+
+
+def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int) -> int:
     """Run one instance until the supervisor stops it; the process's exit code."""
     started = time.perf_counter()
     setproctitle(f"gateway: instance {spawn.model}/{spawn.version} #{spawn.index} {spawn.device}")
-    os.environ["CUDA_VISIBLE_DEVICES"] = spawn.visible_gpu  # before the first CUDA call of this process
     try:
+        listener = prepare(spawn, output_fd)
+        protection = sandbox.enter(spawn)
+        check_files(Path(spawn.directory or spawn.artifact))
         model = backend.load(Path(spawn.artifact), spawn.config, "cpu" if spawn.device == "cpu" else "cuda:0")
         batching = decide_batching(model, spawn.config)
         warm_up(model, spawn.config, batching)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(spawn.socket_path)
-        listener.listen(128)
-    except GatewayError as error:
-        send(control, Failed(reason=error.message))
-        return 1
     except Exception as error:  # noqa: BLE001 - whatever an artifact does at load, the reason must reach its owner
-        traceback.print_exc()
-        send(control, Failed(reason=f"loading raised {type(error).__name__}; the log tells more"))
+        send(control, failure(error))
         return 1
     send(
         control,
@@ -47,12 +72,68 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket) -> int:
             notes=model.notes,
             load_seconds=time.perf_counter() - started,
             device_memory=model.device_memory(),
+            sandbox=protection,
         ),
     )
     # The supervisor says nothing but Stop, and its silence at the end of the stream means the same.
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
     server.run(control, on_control=lambda: False)
     return 0
+
+
+def prepare(spawn: Spawn, output_fd: int) -> socket.socket:
+    """Everything that the sandbox would refuse, or that the framework reads once: output, environment, socket."""
+    for fd in (1, 2):
+        os.dup2(output_fd, fd)
+    os.close(output_fd)
+    sys.stdout, sys.stderr = Output(1), Output(2)
+    os.environ["CUDA_VISIBLE_DEVICES"] = spawn.visible_gpu  # before the first CUDA call of this process
+    if spawn.scratch:
+        # One by one: os.environ.update asks abc what a dict is, which costs the process half a megabyte of its own.
+        os.environ["HOME"] = os.environ["TMPDIR"] = spawn.scratch
+        os.environ["CUDA_CACHE_DISABLE"] = "1"  # it would make directories
+        tempfile.tempdir = spawn.scratch  # else it tries whether it can remove files there, which it cannot
+        os.chdir(spawn.scratch)
+    os.umask(0o077)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(spawn.socket_path)
+    listener.listen(128)
+    return listener
+
+
+def check_files(artifact: Path) -> None:
+    """LoadFailed if something there is no file: whoever opens a FIFO may wait for ever."""
+    left = ENTRIES
+    folders = [artifact]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                left -= 1
+                try:
+                    mode = entry.stat().st_mode
+                except OSError:
+                    continue  # a link to nowhere harms nobody
+                if stat.S_ISDIR(mode) and not entry.is_symlink():
+                    folders.append(Path(entry.path))
+                if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) or not left:
+                    what = "is neither file nor directory" if left else "is one file too many"
+                    raise LoadFailed(f"'{entry.name}' in the version's directory {what}; take it away")
+
+
+def failure(error: Exception) -> Failed:
+    """What to tell of an error that ended the load; its traceback goes to the log where it says more."""
+    if isinstance(error, GatewayError):
+        return Failed(reason=error.message, code=(error if isinstance(error, OutOfMemory) else LoadFailed).code)
+    traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        return Failed(reason="the model needs more memory to load than it may have", code=OutOfMemory.code)
+    if isinstance(error, PermissionError):
+        return Failed(
+            reason="a file cannot be read: its permissions forbid it, or it is a link to a place outside the version's "
+            "directory, where a model may not look; copy it there"
+        )
+    return Failed(reason=f"loading raised {type(error).__name__}; the log tells more")
 
 
 def warm_up(model: LoadedModel, config: ModelConfig, batching: Batching) -> None:

@@ -14,10 +14,10 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from gateway.instance import process
+from gateway.instance import process, sandbox
 from gateway.instance.backend import Backend
 from gateway.ipc.lifeline import die_with_parent
-from gateway.ipc.messages import Exited, Kill, RunnerReady, Spawn, ToRunner, pack, unpack
+from gateway.ipc.messages import Exited, Forked, Kill, RunnerReady, Spawn, ToRunner, pack, unpack
 
 MAX_DATAGRAM = 1 << 17
 
@@ -70,7 +70,7 @@ class Runner:
                     return
 
     def _receive(self) -> bool:
-        data, fds, _, _ = socket.recv_fds(self._control, MAX_DATAGRAM, 1)
+        data, fds, _, _ = socket.recv_fds(self._control, MAX_DATAGRAM, 2)
         if not data:
             return False
         message: ToRunner = unpack(data, ToRunner)
@@ -79,17 +79,19 @@ class Runner:
                 if instance == message.instance:
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
         else:
-            self._fork(message, fds[0])
+            self._fork(message, *fds)
         return True
 
-    def _fork(self, spawn: Spawn, control_fd: int) -> None:
+    def _fork(self, spawn: Spawn, control_fd: int, output_fd: int) -> None:
         threads = len(list(Path("/proc/self/task").iterdir()))
         assert threads == 1, f"{threads} threads in the runner would not survive a fork"
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_instance(spawn, control_fd, parent)
+            self._become_instance(spawn, control_fd, output_fd, parent)
+        self._control.send(pack(Forked(instance=spawn.instance, pid=pid)))
         os.close(control_fd)
+        os.close(output_fd)
         fd = os.pidfd_open(pid)
         self._children[fd] = pid, spawn.instance
         self._poll.register(fd, select.POLLIN)
@@ -101,14 +103,14 @@ class Runner:
         _, status = os.waitpid(pid, 0)
         self._control.send(pack(Exited(instance=instance, exit_code=os.waitstatus_to_exitcode(status))))
 
-    def _become_instance(self, spawn: Spawn, control_fd: int, parent: int) -> NoReturn:
+    def _become_instance(self, spawn: Spawn, control_fd: int, output_fd: int, parent: int) -> NoReturn:
         code = 1
         try:
             die_with_parent(parent)
             self._control.close()
             for fd in self._children:
                 os.close(fd)
-            code = process.main(self._backend, spawn, socket.socket(fileno=control_fd))
+            code = process.main(self._backend, spawn, socket.socket(fileno=control_fd), output_fd)
         finally:
             os._exit(code)  # never back into the runner's loop, nor through its exit handlers
 
@@ -125,6 +127,7 @@ def main() -> None:
         backend = import_backend(framework)
     control = socket.socket(fileno=control_fd)
     control.send(pack(RunnerReady(seconds=time.perf_counter() - started, cuda=backend.cuda)))
+    sandbox.prepare()
     # What is alive now is shared by all children: keep the collector from touching, and so copying, its pages.
     gc.collect()
     gc.freeze()

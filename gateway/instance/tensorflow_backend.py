@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.saved_model import loader_impl
 
-from gateway.errors import LoadFailed
+from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.instance.tensorflow_model import Call, Plan, TensorFlowModel, clean
 from gateway.instance.tensorflow_signatures import Describe, Described, default_signature, read_entries, with_declared
 from gateway.store.manifest import ModelConfig
@@ -212,7 +212,7 @@ def _check_directory(artifact: Path) -> None:
     raise LoadFailed(f"there is no saved_model.pb in the version's directory; copy the whole SavedModel, or {again}")
 
 
-def _load_failure(artifact: Path, first: Exception, second: Exception) -> LoadFailed:
+def _load_failure(artifact: Path, first: Exception, second: Exception) -> GatewayError:
     """What both loaders said, as one sentence."""
     for error in (first, second):
         missing = _CUSTOM_OP.search(str(error))
@@ -221,6 +221,6 @@ def _load_failure(artifact: Path, first: Exception, second: Exception) -> LoadFa
                 f"the model needs the custom operation '{missing[1]}', which this TensorFlow lacks; export it without"
             )
         if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
-            return LoadFailed("the model needs more memory to load than there is")
+            return OutOfMemory("the model needs more memory to load than it may have")
     said = clean(first).replace(f"{artifact}/", "")
     return LoadFailed(f"TensorFlow cannot open the model: {said}; copy the whole SavedModel or export it again")

@@ -11,7 +11,7 @@ from gateway.errors import GatewayError, InferenceFailed, LoadFailed, OutOfMemor
 _SAVE_IT = "save it with torch.jit.script(model).save(...) or torch.jit.trace(model, example).save(...)"
 _LIMIT = 500
 _FLATBUFFER = b"PTMF"
-_PATH = re.compile(r"(?<![\w.<])(?:[A-Za-z]:)?/(?:[^\s/'\"():,]+/)+[^\s'\"():,]*")
+_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?/(?:[^\s/'\"():,<>]+/)+[^\s'\"():,<>]*")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc")
 _UNINDENTED = re.compile(r"^\S", re.MULTILINE)
 # Everything from here on is for the authors of PyTorch: C++ frames and the declaration of forward.
@@ -45,8 +45,10 @@ def failure(error: Exception) -> GatewayError:
     return InferenceFailed(clean(error))
 
 
-def unreadable(error: Exception) -> LoadFailed:
+def unreadable(error: Exception) -> GatewayError:
     """The refusal for an archive that torch.jit.load raised `error` for."""
+    if isinstance(failure(error), OutOfMemory):
+        return OutOfMemory("the model needs more memory to load than it may have")
     if (operator := re.search(r"Unknown builtin op: ([\w:.]+\w)", str(error))) is not None:
         return LoadFailed(
             f"the model calls the operator {operator[1]}, which is not part of PyTorch {torch.__version__}; "

@@ -58,6 +58,13 @@ class RunnerReady(Message):
     """Whether this build of it can use GPUs."""
 
 
+class Forked(Message):
+    """Runner → supervisor: the process of an instance, whose own word for it would be a claim."""
+
+    instance: str
+    pid: int
+
+
 class Exited(Message):
     """Runner → supervisor: an instance's process ended, with its wait status as `os.waitstatus_to_exitcode` tells."""
 
@@ -227,7 +234,7 @@ class Ask(Message):
 
 
 ToRunner = Spawn | Kill
-FromRunner = RunnerReady | Exited
+FromRunner = RunnerReady | Forked | Exited
 FromInstance = Ready | Failed
 ToWorker = Start | Routes | Collect | Answer | Died | Condemned | AskUsage
 FromWorker = Hello | Applied | Counts | Ask | Condemned | Usage
@@ -255,23 +262,26 @@ def send(sock: socket.socket, message: Message) -> None:
 class MessageStream(Generic[T]):
     """Messages over an asyncio stream; T is the union of what can be received."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kinds: Any) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kinds: Any, limit: int = MAX_MESSAGE
+    ) -> None:
         self._reader = reader
         self._writer = writer
+        self._limit = limit
         self._decoder = msgspec.msgpack.Decoder(kinds)
 
     @classmethod
-    async def over(cls, sock: socket.socket, kinds: Any) -> "MessageStream[T]":
-        """Wrap a connected socket, which is closed with the stream."""
+    async def over(cls, sock: socket.socket, kinds: Any, limit: int = MAX_MESSAGE) -> "MessageStream[T]":
+        """Wrap a connected socket, which is closed with the stream; a message over the limit is nonsense."""
         sock.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=sock)
-        return cls(reader, writer, kinds)
+        return cls(reader, writer, kinds, limit)
 
     async def receive(self) -> T | None:
         """The next message, or None when the other side is gone; msgspec.DecodeError if it speaks nonsense."""
         try:
             (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            if size > MAX_MESSAGE:
+            if size > self._limit:
                 raise msgspec.DecodeError(f"a message of {size} bytes")
             received: T = self._decoder.decode(await self._reader.readexactly(size))
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -5,108 +5,44 @@ import contextlib
 import itertools
 import logging
 import os
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.errors import InstanceDied, LoadFailed
-from gateway.ipc.messages import (
-    Exited,
-    FromInstance,
-    FromRunner,
-    Kill,
-    MessageStream,
-    Ready,
-    RunnerReady,
-    Spawn,
-    Stop,
-    pack,
-    unpack,
-)
+import msgspec
+
+from gateway.errors import InferenceFailed, InstanceDied, LoadFailed
+from gateway.instance import sandbox as instance_sandbox
+from gateway.ipc.messages import Failed, FromInstance, MessageStream, Ready, Spawn, Stop
 from gateway.lifecycle.placement import CPU, Device
+from gateway.nodes import claims, output, scratch
 from gateway.nodes.gauge import Gauge
 from gateway.nodes.gpus import Gpus
 from gateway.nodes.node import DeviceMemory, Footprint, Instance
+from gateway.nodes.output import Output
+from gateway.nodes.runners import Runner
 from gateway.store.source import Artifact
 
 log = logging.getLogger("gateway.node")
 
 RUNNER_SECONDS = 120.0
-MAX_DATAGRAM = 1 << 17
+LOOK_SECONDS = 1.0
+"""How often the temporary folder of an instance is looked at."""
+MAX_FROM_INSTANCE = 4 << 20
+"""No model has signatures that take more."""
 
 
-# numpy and the frameworks start thread pools at import unless told otherwise, and a thread does not survive a fork.
-ONE_THREAD = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "TF_ENABLE_ONEDNN_OPTS": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
+@dataclass(eq=False)
+class _Line:
+    """What the supervisor has of one instance beside the instance."""
 
-
-class _Runner:
-    """The supervisor's side of one runner process."""
-
-    def __init__(self, framework: str) -> None:
-        self.framework = framework
-        self.instances: dict[str, Instance] = {}
-        loop = asyncio.get_running_loop()
-        self.imported: asyncio.Future[RunnerReady] = loop.create_future()
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = [framework, str(theirs.fileno()), str(os.getpid())]
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "gateway.instance.runner", *arguments],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=os.environ | ONE_THREAD,
-        )
-        theirs.close()
-        self.socket.setblocking(False)
-        loop.add_reader(self.socket, self._receive)
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can still fork."""
-        return self.socket.fileno() >= 0
-
-    def _receive(self) -> None:
-        try:
-            data = self.socket.recv(MAX_DATAGRAM)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._lost()
-            return
-        message: FromRunner = unpack(data, FromRunner)
-        if isinstance(message, RunnerReady):
-            log.info("runner %s: imported in %.1f s", self.framework, message.seconds)
-            self.imported.set_result(message)
-        elif isinstance(message, Exited):
-            _finish(self.instances.pop(message.instance), message.exit_code)
-
-    def _lost(self) -> None:
-        """The runner is gone, and with it its instances: the kernel ends them."""
-        asyncio.get_running_loop().remove_reader(self.socket)
-        self.socket.close()
-        code = self.process.wait()
-        if not self.imported.done():
-            self.imported.set_exception(
-                LoadFailed(
-                    f"the {self.framework} runner ended with code {code} at start; is {self.framework} installed?"
-                )
-            )
-        for instance in self.instances.values():
-            _finish(instance, -signal.SIGKILL)
-        self.instances.clear()
+    runner: Runner
+    control: MessageStream[FromInstance]
+    forked: "asyncio.Future[int]"
+    output: Output
+    scratch: Path
 
 
 def _look_at(future: "asyncio.Future[Ready]") -> None:
@@ -115,24 +51,26 @@ def _look_at(future: "asyncio.Future[Ready]") -> None:
         future.exception()
 
 
-def _finish(instance: Instance, exit_code: int) -> None:
-    if not instance.ready.done():
-        how = f"signal {-exit_code}" if exit_code < 0 else f"code {exit_code}"
-        instance.ready.set_exception(InstanceDied(f"its process ended with {how} while loading"))
-    instance.exited.set_result(exit_code)
-
-
 class LocalNode:
-    """Runs instances on this machine. Sockets lie in a private directory that goes when the node is closed."""
+    """Runs instances on this machine. Sockets lie in a private directory that goes when the node is closed.
 
-    def __init__(self) -> None:
+    `sandbox` is auto, require or off; `memory_limit` holds for models whose model.yaml gives none, 0 being no limit.
+    """
+
+    def __init__(self, sandbox: str = "auto", memory_limit: int = 0) -> None:
         self.gpus = Gpus()
         self.gauge = Gauge(self.gpus)
-        self._runners: dict[str, _Runner] = {}
-        self._controls: dict[Instance, MessageStream[FromInstance]] = {}
+        self._sandbox = sandbox
+        self._memory_limit = memory_limit
+        self._runners: dict[str, Runner] = {}
+        self._lines: dict[Instance, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
+        self._closing = False
         self._directory = Path(tempfile.mkdtemp(prefix="gateway-"))
+        with contextlib.suppress(LoadFailed):  # each load will say so
+            if lacking := instance_sandbox.decide(sandbox, instance_sandbox.probe()).missing:
+                log.warning("models are not fully sandboxed: this machine lacks %s", " and ".join(lacking))
 
     def devices(self) -> Sequence[Device]:
         """What instances can be placed on."""
@@ -147,10 +85,12 @@ class LocalNode:
         """Begin to import a framework that is going to be wanted."""
         runner = self._runners.get(framework)
         if runner is None or not runner.alive:
-            self._runners[framework] = _Runner(framework)
+            self._runners[framework] = Runner(framework)
 
-    async def _imported(self, framework: str) -> _Runner:
+    async def _imported(self, framework: str) -> Runner:
         """The runner of a framework, when it can fork."""
+        if self._closing:
+            raise LoadFailed("the gateway is stopping")
         self.warm(framework)
         runner = self._runners[framework]
         try:
@@ -168,50 +108,95 @@ class LocalNode:
         path = str(self._directory / f"{number}.sock")
         instance = Instance(artifact, name, index, device, path, loop.create_future(), loop.create_future())
         instance.ready.add_done_callback(_look_at)
-        spawn = Spawn(
-            instance=name,
-            model=artifact.model,
-            version=artifact.version,
-            index=index,
-            platform=artifact.platform,
-            artifact=str(artifact.path),
-            config=artifact.config,
-            device=device.name,
-            visible_gpu=device.visible,
-            socket_path=path,
-        )
-        packed = pack(spawn)
-        if len(packed) > MAX_DATAGRAM:
-            raise LoadFailed(f"model.yaml is too large: {len(packed)} bytes where {MAX_DATAGRAM} are the most")
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                socket.send_fds(runner.socket, [packed], [theirs.fileno()])
-            except OSError as error:
-                ours.close()
-                raise LoadFailed(f"the {artifact.framework} runner is not there: {error.strerror}") from None
-        runner.instances[name] = instance
-        self._controls[instance] = await MessageStream.over(ours, FromInstance)
+        await self._start(runner, instance, self._directory / f"{number}.tmp")
         task = asyncio.create_task(self._follow(instance))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return instance
 
-    async def _follow(self, instance: Instance) -> None:
-        """Hear what an instance says of itself until it exits."""
-        control = self._controls[instance]
+    async def _start(self, runner: Runner, instance: Instance, folder: Path) -> None:
+        """Have the runner fork, with one end of a control socket and of an output pipe."""
+        message = self._message(instance, folder)
+        scratch.make(folder)
+        ours, theirs = socket.socketpair()
+        readable, writable = output.pipe()
         try:
-            message = await control.receive()
-            if isinstance(message, Ready):
-                instance.pid = message.pid
-                instance.ready.set_result(message)
-            elif message is not None and not instance.ready.done():
-                instance.ready.set_exception(LoadFailed(message.reason))
-            await asyncio.shield(instance.exited)
+            forked = runner.spawn(message, instance, [theirs.fileno(), writable])
+        except BaseException:
+            ours.close()
+            os.close(readable)
+            scratch.remove(folder)
+            raise
         finally:
-            del self._controls[instance]
-            control.close()
+            theirs.close()
+            os.close(writable)
+        printed = Output(readable, instance.artifact.model, instance.name)
+        control: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
+        self._lines[instance] = _Line(runner, control, forked, printed, folder)
+
+    def _message(self, instance: Instance, folder: Path) -> Spawn:
+        artifact = instance.artifact
+        path = artifact.path.absolute()
+        # A SavedModel may lie one directory below its version's.
+        directory = artifact.directory if artifact.directory != Path() else path if path.is_dir() else path.parent
+        return Spawn(
+            instance=instance.name,
+            model=artifact.model,
+            version=artifact.version,
+            index=instance.index,
+            platform=artifact.platform,
+            artifact=str(path),
+            config=artifact.config,
+            device=instance.device.name,
+            visible_gpu=instance.device.visible,
+            socket_path=instance.socket_path,
+            directory=str(directory.resolve()),
+            scratch=str(folder.resolve()),
+            sandbox=self._sandbox,
+            memory_limit=artifact.config.memory_limit_bytes or self._memory_limit,
+        )
+
+    async def _follow(self, instance: Instance) -> None:
+        """Hear what an instance says of itself, and see to it that it keeps its bounds, until it exits."""
+        line = self._lines[instance]
+        try:
+            await self._hear(instance, line)
+            while not instance.exited.done():
+                await asyncio.wait([instance.exited], timeout=LOOK_SECONDS)
+                if instance.verdict is None and (excess := scratch.excess(line.scratch)):
+                    log.warning("%s is ended: it made %s", instance.name, excess)
+                    instance.verdict = InferenceFailed.code, f"the model made {excess}"
+                    self.stop(instance, kill=True)
+        finally:
+            del self._lines[instance]
+            line.control.close()
+            line.output.close()
             Path(instance.socket_path).unlink(missing_ok=True)  # noqa: ASYNC240 - takes away a name, waits for nothing
+            await asyncio.to_thread(scratch.remove, line.scratch)
+
+    async def _hear(self, instance: Instance, line: _Line) -> None:
+        """Settle `ready` by the one message that an instance sends; one that is not ready then is ended."""
+        message, wrong = None, None
+        try:
+            message = await line.control.receive()
+            await asyncio.wait([line.forked])  # which it was before it could say anything
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            wrong = "nonsense"
+        if isinstance(message, Ready):
+            wrong = claims.objection(message, instance.artifact.platform)
+            if wrong is None:
+                instance.ready.set_result(message)
+                return
+        self.stop(instance, kill=True)
+        if wrong is not None:
+            log.warning("%s is ended: it reported %s", instance.name, wrong)
+            instance.ready.set_exception(LoadFailed(f"its process reported {wrong}"))
+        elif isinstance(message, Failed):
+            instance.ready.set_exception(claims.reason(message))
+        else:
+            code = await asyncio.shield(instance.exited)
+            how = f"signal {-code}" if code < 0 else f"code {code}"
+            instance.ready.set_exception(InstanceDied(f"its process ended with {how} while loading"))
 
     async def footprints(self, instances: Sequence[Instance]) -> dict[Instance, Footprint]:
         """Measure instances; those that have ended are left out."""
@@ -227,29 +212,29 @@ class LocalNode:
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""
-        control = self._controls.get(instance)
-        if control is None:
+        line = self._lines.get(instance)
+        if line is None:
             return
         if kill:
-            # The runner does it, which knows whether the process is still its child.
             with contextlib.suppress(OSError):
-                self._runners[instance.framework].socket.send(pack(Kill(instance=instance.name)))
+                line.runner.kill(instance)
         else:
-            control.send(Stop())
+            line.control.send(Stop())
 
     def kill(self) -> None:
         """End everything now, without waiting."""
         for runner in self._runners.values():
             if runner.alive:
                 runner.process.kill()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        scratch.remove(self._directory)
 
     async def close(self) -> None:
         """End everything: the runners, and with them their instances."""
+        self._closing = True
         for runner in self._runners.values():
             if runner.alive:
                 runner.process.kill()
         for task in list(self._tasks):
             await task
-        shutil.rmtree(self._directory, ignore_errors=True)
+        scratch.remove(self._directory)
         self.gpus.close()

@@ -24,7 +24,7 @@ class Instance:
     exited: "asyncio.Future[int]"
     """Its exit code, negative for a signal."""
     pid: int = 0
-    """Of its process; 0 until it is ready."""
+    """Of its process; 0 until it is forked."""
     verdict: tuple[str, str] | None = None
     """(error code, sentence): why the gateway itself ended it, if that is what its requests should hear."""
 

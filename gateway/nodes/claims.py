@@ -1,0 +1,61 @@
+"""What an instance says of itself is a claim: a model that took over its process may say anything. Pure functions."""
+
+import math
+
+from gateway.errors import GatewayError, LoadFailed, OutOfMemory
+from gateway.ipc.messages import Batching, Failed, Ready
+from gateway.tensors import DTYPES, Signature, TensorSpec
+
+SIGNATURES = 1000
+TENSORS = 10_000
+"""Of one signature, inputs and outputs together."""
+RANK = 64
+TEXT = 2000
+"""Characters of a name or a sentence."""
+NOTES = 100
+ROWS = 1 << 31
+
+
+def objection(ready: Ready, platform: str) -> str | None:
+    """Why a Ready cannot be true; None if it can."""
+    texts = [ready.sandbox, ready.batching.reason, *ready.notes]
+    found = (
+        (ready.platform != platform, "another platform than its artifact's"),
+        (ready.default_signature not in ready.signatures, "a default signature that it does not have"),
+        (len(ready.signatures) > SIGNATURES, f"{len(ready.signatures)} signatures"),
+        (len(ready.notes) > NOTES or max(map(len, texts)) > TEXT, "too many words"),
+        (not math.isfinite(ready.load_seconds) or ready.load_seconds < 0, "a load that took no time there is"),
+        (not _may_batch(ready.batching), "an absurd batch size"),
+        (not all(map(_possible, ready.signatures.items())), "an absurd signature"),
+    )
+    return next((words for wrong, words in found if wrong), None)
+
+
+def _may_batch(batching: Batching) -> bool:
+    proved = batching.proved or {}
+    return (
+        1 <= batching.max_batch_size <= ROWS and len(proved) <= SIGNATURES and sum(map(len, proved.values())) <= TENSORS
+    )
+
+
+def _possible(named: tuple[str, Signature]) -> bool:
+    name, signature = named
+    specs = [*signature.inputs, *signature.outputs]
+    return name == signature.name and len(name) <= TEXT and len(specs) <= TENSORS and all(map(_plausible, specs))
+
+
+def _plausible(spec: TensorSpec) -> bool:
+    shape = spec.shape or ()
+    return (
+        len(spec.name) <= TEXT
+        and spec.datatype in DTYPES
+        and len(shape) <= RANK
+        and all(-1 <= size < 1 << 62 for size in shape)
+    )
+
+
+def reason(failed: Failed) -> GatewayError:
+    """The error of an instance that says it failed."""
+    kind = OutOfMemory if failed.code == OutOfMemory.code else LoadFailed
+    text = "".join(each if each.isprintable() else " " for each in failed.reason[:TEXT])
+    return kind(text or "it gave no reason")

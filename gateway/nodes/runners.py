@@ -1,0 +1,102 @@
+"""The supervisor's side of a runner process: starts it, sends it Spawn and Kill, hears of forks and exits."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from gateway.errors import LoadFailed
+from gateway.ipc.messages import Exited, Forked, FromRunner, Kill, RunnerReady, Spawn, pack, unpack
+from gateway.nodes.environment import runner_environment
+from gateway.nodes.node import Instance
+
+log = logging.getLogger("gateway.node")
+
+MAX_DATAGRAM = 1 << 17
+
+
+class Runner:
+    """One runner, which is started with this object."""
+
+    def __init__(self, framework: str) -> None:
+        self.framework = framework
+        self._instances: dict[str, tuple[Instance, asyncio.Future[int]]] = {}
+        loop = asyncio.get_running_loop()
+        self.imported: asyncio.Future[RunnerReady] = loop.create_future()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        arguments = [framework, str(theirs.fileno()), str(os.getpid())]
+        self.process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "gateway.instance.runner", *arguments],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=runner_environment(os.environ),
+        )
+        theirs.close()
+        self._socket.setblocking(False)
+        loop.add_reader(self._socket, self._receive)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still fork."""
+        return self._socket.fileno() >= 0
+
+    def spawn(self, spawn: Spawn, instance: Instance, descriptors: list[int]) -> "asyncio.Future[int]":
+        """Have it fork an instance; the future is its process id. LoadFailed if it cannot be asked."""
+        packed = pack(spawn)
+        if len(packed) > MAX_DATAGRAM:
+            raise LoadFailed(f"model.yaml is too large: {len(packed)} bytes where {MAX_DATAGRAM} are the most")
+        try:
+            socket.send_fds(self._socket, [packed], descriptors)
+        except OSError as error:
+            raise LoadFailed(f"the {self.framework} runner is not there: {error.strerror}") from None
+        forked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._instances[instance.name] = instance, forked
+        return forked
+
+    def kill(self, instance: Instance) -> None:
+        """Have it end an instance, for it knows whether the process is still its child."""
+        if self.alive:
+            self._socket.send(pack(Kill(instance=instance.name)))
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(MAX_DATAGRAM)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost()
+            return
+        message: FromRunner = unpack(data, FromRunner)
+        if isinstance(message, RunnerReady):
+            log.info("runner %s: imported in %.1f s", self.framework, message.seconds)
+            self.imported.set_result(message)
+        elif isinstance(message, Forked):
+            instance, forked = self._instances[message.instance]
+            instance.pid = message.pid
+            forked.set_result(message.pid)
+        else:
+            self._finish(message)
+
+    def _finish(self, message: Exited) -> None:
+        instance, forked = self._instances.pop(message.instance)
+        forked.cancel()
+        instance.exited.set_result(message.exit_code)
+
+    def _lost(self) -> None:
+        """The runner is gone, and with it its instances: the kernel ends them."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        code = self.process.wait()
+        if not self.imported.done():
+            self.imported.set_exception(
+                LoadFailed(
+                    f"the {self.framework} runner ended with code {code} at start; is {self.framework} installed?"
+                )
+            )
+        for name in list(self._instances):
+            self._finish(Exited(instance=name, exit_code=-signal.SIGKILL))
