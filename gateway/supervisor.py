@@ -38,7 +38,8 @@ class Supervisor:
 
     def __init__(self, settings: Settings, sock: socket.socket, on_settled: Callable[[Version], None]) -> None:
         self.settings = settings
-        self._node = LocalNode(settings.sandbox)
+        self._budget = settings.memory_budget or int(available_memory() * SHARE_OF_FREE)
+        self._node = LocalNode(settings.sandbox, memory_limit=self._budget)
         start = Start(
             listen_fd=sock.fileno(),
             max_body_bytes=settings.max_body_bytes,
@@ -62,7 +63,7 @@ class Supervisor:
 
     async def _budgets(self) -> dict[str, int]:
         """Bytes that all instances together may have, by device."""
-        budgets = {"cpu": self.settings.memory_budget or int(available_memory() * SHARE_OF_FREE)}
+        budgets = {"cpu": self._budget}
         for device, memory in (await self._node.memory()).items():
             budgets[device] = self.settings.gpu_memory_budget or int(memory.free * SHARE_OF_FREE)
         return budgets

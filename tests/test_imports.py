@@ -21,7 +21,7 @@ LAYERS = """
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend
     gateway.instance.kernel gateway.instance.syscalls
-    gateway.instance.landlock gateway.instance.seccomp
+    gateway.instance.landlock gateway.instance.seccomp gateway.instance.priority
     gateway.instance.sandbox
     gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
     gateway.instance.replies gateway.instance.proof

@@ -429,6 +429,7 @@ async def test_a_new_version_takes_over_without_a_gap() -> None:
         assert all(any(route.instances for route in table) for table in stage.tables)
         assert stage.states() == {"m/2": "READY"}
         assert stage.log.index("stop m/1#0.0") > stage.log.index("publish m/1#0.0 m/2#0.1")
+        assert stage.node.in_background == ["m/2#0.1"], "what serves goes first"
 
 
 async def test_a_new_version_that_fails_leaves_the_old_one_serving_and_stands_in_the_index() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
-from gateway.instance import sandbox
+from gateway.instance import priority, sandbox
 from gateway.instance.backend import Backend, LoadedModel
 from gateway.instance.proof import decide_batching, may_join
 from gateway.instance.serve import Server
@@ -51,6 +51,8 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
     """Run one instance until the supervisor stops it; the process's exit code."""
     started = time.perf_counter()
     setproctitle(f"gateway: instance {spawn.model}/{spawn.version} #{spawn.index} {spawn.device}")
+    if spawn.background:
+        priority.give_way()
     try:
         listener = prepare(spawn, output_fd)
         protection = sandbox.enter(spawn)

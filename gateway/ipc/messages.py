@@ -38,6 +38,8 @@ class Spawn(Message):
     """The version's directory, the only one of the store that the instance may read."""
     scratch: str = ""
     """The instance's private temporary folder, the only one that it may write."""
+    background: bool = False
+    """Nobody waits for it: while it loads it gives way to everybody else."""
     sandbox: str = "off"
     """auto | require | off"""
     memory_limit: int = 0

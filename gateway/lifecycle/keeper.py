@@ -115,7 +115,8 @@ class Keeper:
     async def _start(self, version: Version, index: int, device: Device) -> tuple[Instance, Ready]:
         """Spawn an instance and wait until it is ready; one that fails, or is not waited for, is ended."""
         try:
-            instance = await self._node.spawn(version.artifact, index, device)
+            background = version.background and version.state is State.LOADING
+            instance = await self._node.spawn(version.artifact, index, device, background=background)
         except OSError as error:
             raise LoadFailed(f"its process could not be started: {error.strerror or error}") from None
         version.starting.add(instance)

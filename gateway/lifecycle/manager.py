@@ -113,7 +113,7 @@ class Manager:
                 current.artifact = artifact
                 return current
         swaps = any(version.is_ready() for version in self._of(artifact.model))
-        successor = Version(artifact)
+        successor = Version(artifact, background=swaps and not force)
         replaces = current is not None and current.is_ready()
         if not replaces:
             self.versions[key] = successor

@@ -31,6 +31,8 @@ class Version:
     load_seconds: float = 0.0
     ready_since: float = 0.0
     """Of the monotonic clock."""
+    background: bool = False
+    """Nobody waits for it to load, for another version serves."""
     dormant: bool = False
     """On its way to COLD or back: requests wait for it instead of being refused."""
 

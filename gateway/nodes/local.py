@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.errors import InferenceFailed, InstanceDied, LoadFailed
+from gateway.instance import priority
 from gateway.instance import sandbox as instance_sandbox
 from gateway.ipc.messages import Failed, FromInstance, MessageStream, Ready, Spawn, Stop
 from gateway.lifecycle.placement import CPU, Device
@@ -30,6 +31,8 @@ log = logging.getLogger("gateway.node")
 RUNNER_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 """How often the temporary folder of an instance is looked at."""
+GIVE_WAY_SECONDS = 5.0
+"""For so long a load in the background lets everybody else go first."""
 MAX_FROM_INSTANCE = 4 << 20
 """No model has signatures that take more."""
 
@@ -61,6 +64,7 @@ class LocalNode:
         self.gpus = Gpus()
         self.gauge = Gauge(self.gpus)
         self._sandbox = sandbox
+        self._can_raise = priority.can_be_raised()
         self._memory_limit = memory_limit
         self._runners: dict[str, Runner] = {}
         self._lines: dict[Instance, _Line] = {}
@@ -99,8 +103,8 @@ class LocalNode:
             raise LoadFailed(f"{framework} was not imported within {RUNNER_SECONDS:g} s") from None
         return runner
 
-    async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
-        """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started."""
+    async def spawn(self, artifact: Artifact, index: int, device: Device, *, background: bool = False) -> Instance:
+        """Start an instance; see `Node.spawn`."""
         runner = await self._imported(artifact.framework)
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
@@ -108,15 +112,15 @@ class LocalNode:
         path = str(self._directory / f"{number}.sock")
         instance = Instance(artifact, name, index, device, path, loop.create_future(), loop.create_future())
         instance.ready.add_done_callback(_look_at)
-        await self._start(runner, instance, self._directory / f"{number}.tmp")
+        await self._start(runner, instance, self._directory / f"{number}.tmp", background and self._can_raise)
         task = asyncio.create_task(self._follow(instance))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return instance
 
-    async def _start(self, runner: Runner, instance: Instance, folder: Path) -> None:
+    async def _start(self, runner: Runner, instance: Instance, folder: Path, background: bool) -> None:
         """Have the runner fork, with one end of a control socket and of an output pipe."""
-        message = self._message(instance, folder)
+        message = self._message(instance, folder, background)
         scratch.make(folder)
         ours, theirs = socket.socketpair()
         readable, writable = output.pipe()
@@ -134,7 +138,7 @@ class LocalNode:
         control: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
         self._lines[instance] = _Line(runner, control, forked, printed, folder)
 
-    def _message(self, instance: Instance, folder: Path) -> Spawn:
+    def _message(self, instance: Instance, folder: Path, background: bool) -> Spawn:
         artifact = instance.artifact
         path = artifact.path.absolute()
         # A SavedModel may lie one directory below its version's.
@@ -152,6 +156,7 @@ class LocalNode:
             socket_path=instance.socket_path,
             directory=str(directory.resolve()),
             scratch=str(folder.resolve()),
+            background=background,
             sandbox=self._sandbox,
             memory_limit=artifact.config.memory_limit_bytes or self._memory_limit,
         )
@@ -177,14 +182,19 @@ class LocalNode:
     async def _hear(self, instance: Instance, line: _Line) -> None:
         """Settle `ready` by the one message that an instance sends; one that is not ready then is ended."""
         message, wrong = None, None
+        # A load that has given way to others for long is still to come to its end.
+        patience = asyncio.get_running_loop().call_later(GIVE_WAY_SECONDS, lambda: priority.raise_again(instance.pid))
         try:
             message = await line.control.receive()
             await asyncio.wait([line.forked])  # which it was before it could say anything
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             wrong = "nonsense"
+        finally:
+            patience.cancel()
         if isinstance(message, Ready):
             wrong = claims.objection(message, instance.artifact.platform)
             if wrong is None:
+                priority.raise_again(instance.pid)
                 instance.ready.set_result(message)
                 return
         self.stop(instance, kill=True)

@@ -73,8 +73,11 @@ class Node(Protocol):
     async def cuda(self, framework: str) -> bool:
         """Whether this build of a framework can use GPUs. LoadFailed if it cannot be imported."""
 
-    async def spawn(self, artifact: Artifact, index: int, device: Device) -> Instance:
-        """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started."""
+    async def spawn(self, artifact: Artifact, index: int, device: Device, *, background: bool = False) -> Instance:
+        """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started.
+
+        One that nobody waits for is loaded in the background: everybody else goes first.
+        """
 
     async def footprints(self, instances: Sequence[Instance]) -> dict[Instance, Footprint]:
         """Measure instances; those that have ended are left out. Milliseconds each."""
