@@ -9,7 +9,7 @@ from gateway.lifecycle.placement import CPU, LEAST_BYTES, Device
 from gateway.lifecycle.state import State
 from gateway.nodes.node import DeviceMemory
 
-BUDGET = {"cpu": 30}
+BUDGET = {"cpu": 31}
 
 
 def of_ten_bytes(stage: Stage) -> None:
@@ -104,17 +104,17 @@ async def test_where_everything_stays_in_use_the_request_is_told(monkeypatch: py
 
 async def test_what_can_never_fit_is_failed_with_both_numbers() -> None:
     async with staged(artifact("a"), budgets=BUDGET) as stage:
-        stage.guess = 31
+        stage.guess = 32
         await stage.serve()
         route = stage.tables[-1][0]
         assert (route.state, route.refusal) == ("FAILED", "out_of_memory")
-        assert route.reason == "it needs 31 B of memory and the budget is 30 B"
+        assert route.reason == "it needs 32 B of memory and the budget is 31 B"
         assert not stage.node.spawned
 
 
 async def test_what_turns_out_never_to_fit_is_failed_and_ended() -> None:
     async with staged(artifact("a"), budgets=BUDGET) as stage:
-        stage.node.private = {"a": 31}
+        stage.node.private = {"a": 32}
         await stage.serve()
         route = stage.tables[-1][0]
         assert (route.state, route.refusal) == ("FAILED", "out_of_memory")
@@ -211,7 +211,7 @@ async def test_many_models_are_woken_at_random_and_the_budget_is_kept_throughout
             chosen = [names[(turn * 5 + step) % 6] for step in range(3)]
             await asyncio.gather(*(wake(stage, name) for name in chosen))
             assert len(stage.node.running) <= 3
-            assert sum(holds.get("cpu", 0) for holds in stage.residency.account.held.values()) <= 30
+            assert sum(holds.get("cpu", 0) for holds in stage.residency.account.held.values()) <= 31
 
 
 async def test_a_cold_version_is_unloaded_and_loaded_like_any_other() -> None:

@@ -22,6 +22,10 @@ PLANS = 4096
 """Distinct request headers remembered; more of them only costs decoding again."""
 
 
+CROWD = 200
+"""So many frames at once are about what a socket holds: the worker may have more, such as cancellations of these."""
+CROWD_SECONDS = 0.002
+CROWD_ROUNDS = 20
 REST_SECONDS = 5.0
 """At the end, how long a worker may take to read the answers that its socket had no room for."""
 _CANCELLED = Failure("cancelled", "")
@@ -63,19 +67,27 @@ class Server:
         self._poll.register(self._listener, select.EPOLLIN)
         self._poll.register(control, select.EPOLLIN)
         while not self._stopping or self._queue.rows:
-            for fd, events in self._poll.poll(self._patience()):
-                if fd == self._listener.fileno():
-                    self._accept()
-                elif fd == control.fileno():
-                    self._stopping = not on_control()
-                else:
-                    self._drain(self._connections[fd], events)
+            rounds, arrived = 0, self._collect(self._patience(), control, on_control)
+            while arrived >= CROWD and rounds < CROWD_ROUNDS:
+                rounds, arrived = rounds + 1, self._collect(CROWD_SECONDS, control, on_control)
             if self._queue.rows and (self._stopping or not self._patience()):
                 self._run_batch(self._take())
                 self._flush()
                 self._note([])
         for connection in self._connections.values():
             connection.send_rest(REST_SECONDS)
+
+    def _collect(self, patience: float, control: socket.socket, on_control: Callable[[], bool]) -> int:
+        """Take in what arrives within so many seconds (-1: whenever that is); the number of frames."""
+        arrived = 0
+        for fd, events in self._poll.poll(patience):
+            if fd == self._listener.fileno():
+                self._accept()
+            elif fd == control.fileno():
+                self._stopping = not on_control()
+            else:
+                arrived += self._drain(self._connections[fd], events)
+        return arrived
 
     def _patience(self) -> float:
         """Seconds to wait for events: none with work at hand, for ever without, else until a batch is due."""
@@ -98,11 +110,12 @@ class Server:
         self._connections[sock.fileno()] = connection
         self._poll.register(sock, select.EPOLLIN)
 
-    def _drain(self, connection: Connection, events: int) -> None:
+    def _drain(self, connection: Connection, events: int) -> int:
         if events & select.EPOLLOUT:
             self._send(connection, [])
         if not events & ~select.EPOLLOUT:
-            return
+            return 0
+        frames: list[tuple[RequestHead, bytes, bytes]] = []
         try:
             frames = connection.receive()
             now = time.perf_counter()
@@ -116,6 +129,7 @@ class Server:
                 self._queue.remove(request)
             connection.close()
         self._flush()
+        return len(frames)
 
     def _take_in(self, connection: Connection, now: float, head: RequestHead, header: bytes, payload: bytes) -> None:
         kind, _, _, request_id, sent, deadline, flags = head

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from gateway.sizes import format_size
 from gateway.store.source import Key
 
+SPARE = 0.03
+"""This part of a budget stays free for what those in memory grow by before it is noticed."""
+
 
 @dataclass(frozen=True)
 class Resident:
@@ -37,12 +40,13 @@ def admit(need: Mapping[str, int], budgets: Mapping[str, int], residents: Sequen
     for device, wanted in need.items():
         if wanted > budgets.get(device, wanted):
             return Admission(never=never_fits(device, wanted, budgets[device]))
+    room = {device: budget * (1 - SPARE) for device, budget in budgets.items()}
     held: Counter[str] = Counter()
     for resident in residents:
         held.update(resident.holds)
 
     def short() -> set[str]:
-        return {d for d, wanted in need.items() if d in budgets and held[d] + wanted > budgets[d]}
+        return {d for d, wanted in need.items() if d in budgets and held[d] and held[d] + wanted > room[d]}
 
     chosen: list[Key] = []
     for resident in sorted((each for each in residents if each.evictable), key=lambda each: each.last_used):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -21,6 +21,9 @@ log = logging.getLogger("gateway.residency")
 PATIENCE_SECONDS = 10.0
 """How long a version waits for memory that others hold who cannot go now."""
 AGAIN_SECONDS = 0.05
+FRESH_SECONDS = 5.0
+AT_ONCE = 2
+"""So many versions are measured again at one look, if that was FRESH_SECONDS ago: it costs milliseconds each."""
 
 UsageOf = Mapping[Key, tuple[float, int]]
 """Version → monotonic time of its last request, requests under way."""
@@ -76,6 +79,7 @@ class Residency:
         self._digests: dict[Version, str] = {}
         self._baselines: WeakKeyDictionary[Instance, tuple[int, int]] = WeakKeyDictionary()
         # private and anonymous bytes when measured
+        self._measured: WeakKeyDictionary[Version, float] = WeakKeyDictionary()
 
     async def make_room(
         self, version: Version, evict: Callable[[Key], Awaitable[bool]] | None, evictable: Callable[[], set[Key]]
@@ -164,6 +168,7 @@ class Residency:
         footprints = await self._node.footprints(version.instances)
         if not footprints or version not in self.account.held:
             return ""
+        self._measured[version] = asyncio.get_running_loop().time()
         holds: Counter[str] = Counter()
         for instance, footprint in footprints.items():
             self._baselines[instance] = footprint.private, footprint.anonymous
@@ -190,9 +195,7 @@ class Residency:
     async def sample(self, versions: Iterable[Version]) -> None:
         """Look how far instances have grown since they were measured, and end those over their memory_limit."""
         measured = [version for version in versions if version.is_ready() and version in self.account.held]
-        for version in measured:
-            if any(instance not in self._baselines for instance in version.instances):
-                await self.measure(version)  # one of them is a replacement
+        await self._measure_again(measured)
         instances = [each for version in measured for each in version.instances if each in self._baselines]
         grown = await self._node.anonymous(instances)
         for version in measured:
@@ -207,6 +210,15 @@ class Residency:
             for instance, size in private.items():
                 if limit and size > limit:
                     self._end(instance, f"the model took more than its memory_limit of {format_size(limit)}")
+
+    async def _measure_again(self, versions: Sequence[Version]) -> None:
+        """Measure replacements, and others now and then: what they shared with the runner becomes their own."""
+        now = asyncio.get_running_loop().time()
+        old = [version for version in versions if now - self._measured.get(version, now) > FRESH_SECONDS]
+        old.sort(key=lambda version: self._measured[version])
+        new = [each for each in versions if any(instance not in self._baselines for instance in each.instances)]
+        for version in (*new, *old[:AT_ONCE]):
+            await self.measure(version)
 
     def _end(self, instance: Instance, reason: str) -> None:
         log.warning("%s: %s; it is ended", instance.name, reason)
