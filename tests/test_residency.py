@@ -156,6 +156,19 @@ async def test_an_instance_over_its_memory_limit_is_ended_alone_and_its_requests
         assert "15 B" in stage.died[0].reason
 
 
+async def test_before_the_machine_runs_out_of_memory_the_instance_that_has_grown_most_is_ended() -> None:
+    async with staged(*map(artifact, "abc")) as stage:
+        await stage.serve()
+        stage.node.grown = {"a": 5, "b": 50}
+        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.until_quiet()
+        assert not stage.died
+        stage.node.left = module.LAST_BYTES - 1
+        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.until_quiet()
+        assert [(died.instance.split("#")[0], died.error_code) for died in stage.died] == [("b/1", "out_of_memory")]
+
+
 async def test_a_replacement_is_measured_too() -> None:
     async with staged(artifact("a", memory_limit=15)) as stage:
         of_ten_bytes(stage)

@@ -303,18 +303,18 @@ class Manager:
         async with self._lock(key[0]):  # free a moment ago, and nothing has been waited for since
             version = self.versions[key]
             version.dormant = True
-            version.become(State.DRAINING, "going cold")
+            version.become(State.DRAINING, _COLD)
             await self._publish()
             await self.keeper.end(version)
             self.residency.evicted(version)
             version.dormant = False
-            version.become(State.COLD, _COLD)
-            await self._publish()
+            version.become(State.COLD, _COLD)  # which is what the routes say already
         return True
 
     async def look_at_memory(self, usage_of: Callable[[], Awaitable[dict[Key, tuple[float, int]]]]) -> None:
         """Called from time to time: end what is over its limit, let go what is idle or over the budget."""
         await self.residency.sample(self.versions.values())
+        self.residency.save_the_machine()
         over = self.residency.excess()
         limited = [
             version for version in self.versions.values() if version.is_ready() and version.artifact.config.idle_ttl

@@ -21,6 +21,8 @@ log = logging.getLogger("gateway.residency")
 PATIENCE_SECONDS = 10.0
 """How long a version waits for memory that others hold who cannot go now."""
 AGAIN_SECONDS = 0.05
+LAST_BYTES = 256 << 20
+"""With less available memory the machine is about to kill processes of its own choice."""
 FRESH_SECONDS = 5.0
 AT_ONCE = 2
 """So many versions are measured again at one look, if that was FRESH_SECONDS ago: it costs milliseconds each."""
@@ -79,6 +81,7 @@ class Residency:
         self._digests: dict[Version, str] = {}
         self._baselines: WeakKeyDictionary[Instance, tuple[int, int]] = WeakKeyDictionary()
         # private and anonymous bytes when measured
+        self._growth: WeakKeyDictionary[Instance, int] = WeakKeyDictionary()
         self._measured: WeakKeyDictionary[Version, float] = WeakKeyDictionary()
 
     async def make_room(
@@ -203,7 +206,8 @@ class Residency:
             for instance in version.instances:
                 if instance in grown:
                     base, anonymous = self._baselines[instance]
-                    private[instance] = base + max(0, grown[instance] - anonymous)
+                    self._growth[instance] = max(0, grown[instance] - anonymous)
+                    private[instance] = base + self._growth[instance]
             if private:
                 self.account.held[version] = {**self.account.held.get(version, {}), "cpu": sum(private.values())}
             limit = version.artifact.config.memory_limit_bytes
@@ -219,6 +223,14 @@ class Residency:
         new = [each for each in versions if any(instance not in self._baselines for instance in each.instances)]
         for version in (*new, *old[:AT_ONCE]):
             await self.measure(version)
+
+    def save_the_machine(self) -> None:
+        """If there is hardly any memory left, end the instance that has grown most since it was loaded."""
+        left = self._node.available()
+        growing = [each for each, growth in self._growth.items() if growth > 0 and not each.exited.done()]
+        if left < LAST_BYTES and growing:
+            worst = max(growing, key=lambda each: self._growth[each])
+            self._end(worst, f"the machine has {format_size(left)} of memory left, and the model has grown most")
 
     def _end(self, instance: Instance, reason: str) -> None:
         log.warning("%s: %s; it is ended", instance.name, reason)

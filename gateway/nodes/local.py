@@ -21,6 +21,7 @@ from gateway.lifecycle.placement import CPU, Device
 from gateway.nodes import claims, output, scratch
 from gateway.nodes.gauge import Gauge
 from gateway.nodes.gpus import Gpus
+from gateway.nodes.memory import available_memory
 from gateway.nodes.node import DeviceMemory, Footprint, Instance
 from gateway.nodes.output import Output
 from gateway.nodes.runners import Runner
@@ -215,6 +216,10 @@ class LocalNode:
     async def anonymous(self, instances: Sequence[Instance]) -> dict[Instance, int]:
         """Only the anonymous memory of instances."""
         return await self.gauge.anonymous(instances)
+
+    def available(self) -> int:
+        """Bytes of the machine's own memory that could be taken now."""
+        return available_memory()
 
     async def memory(self) -> Mapping[str, DeviceMemory]:
         """The memory of each GPU, as far as it is known."""

@@ -85,6 +85,9 @@ class Node(Protocol):
     async def anonymous(self, instances: Sequence[Instance]) -> dict[Instance, int]:
         """Only the anonymous memory of instances, in microseconds each."""
 
+    def available(self) -> int:
+        """Bytes of the machine's own memory that could be taken now without swapping."""
+
     async def memory(self) -> Mapping[str, DeviceMemory]:
         """The memory of each GPU, as far as it is known."""
 
