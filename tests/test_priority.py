@@ -36,5 +36,7 @@ def test_without_the_capability_nobody_should_give_way(helpers: Any) -> None:
     assert helpers.in_child(priority.can_be_raised, NOBODY) is False
 
 
-def test_raising_what_is_gone_is_no_error() -> None:
+def test_raising_what_is_gone_is_no_error_and_touches_nobody_else() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
     priority.raise_again(2**22 + 1)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
