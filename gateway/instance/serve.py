@@ -70,6 +70,7 @@ class Server:
                     self._stopping = not on_control()
                 else:
                     self._drain(self._connections[fd], events)
+            self._drop_cancelled()
             if self._queue.rows and (self._stopping or not self._patience()):
                 self._run_batch(self._take())
                 self._flush()
@@ -122,6 +123,10 @@ class Server:
         if kind == INFER:
             plan = self._plans.get(header) or self._plan(header)
             queue = self._queue
+            connection.last_id = request_id
+            if connection.unwanted and request_id in connection.unwanted:
+                self._fail(connection, request_id, _CANCELLED)
+                return
             if queue.rows and (queue.rows + plan.rows > self._max_queue or queue.size + plan.size > self._max_bytes):
                 message = f"the model's queue is full: {queue.rows} rows of {queue.size} bytes wait"
                 self._fail(connection, request_id, Failure("queue_full", message))
@@ -132,6 +137,7 @@ class Server:
             arrived = min(sent, now) if connection.arena is not None else now
             queue.push(PendingRequest(connection, request_id, plan, payload, arrived, deadline, flags & LEVEL))
         elif kind == CANCEL:
+            connection.unwanted.discard(request_id)
             request = connection.queued.get(request_id)
             if request is not None:  # one that is not queued any more gets its answer, which the worker drops
                 self._queue.remove(request)
@@ -145,6 +151,14 @@ class Server:
         decoded = self._decode(header)
         plan = self._plans[header] = plan_request(decoded, self._max_rows > 1, self._may_join(decoded))
         return plan
+
+    def _drop_cancelled(self) -> None:
+        """Drop what nobody waits for any more, also where the word of it is still behind other requests."""
+        for connection in self._connections.values():
+            for request in connection.cancelled():
+                self._queue.remove(request)
+                self._fail(connection, request.request_id, _CANCELLED)
+        self._flush()
 
     def _take(self) -> list[PendingRequest]:
         """The next batch, without the requests whose time is over."""
