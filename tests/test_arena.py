@@ -8,7 +8,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from gateway.ipc.arena import ALIGNMENT, NOTE_BYTES, Arena, ExecutionNote, Regions, create_memory, map_readable
+from gateway.ipc.arena import (
+    ALIGNMENT,
+    NOTE_BYTES,
+    Arena,
+    CancelNote,
+    ExecutionNote,
+    Regions,
+    create_memory,
+    map_readable,
+)
 
 CAPACITY = 2048
 
@@ -191,3 +200,34 @@ def test_of_more_than_there_is_room_for_the_rest_is_left_out_of_a_note() -> None
     note.write(range(1, 100_000))
     assert note.read() == frozenset(range(1, NOTE_BYTES // 8))
     assert not any(memory[NOTE_BYTES:])
+
+
+def test_cancellations_are_read_once_in_their_order() -> None:
+    memory = memoryview(bytearray(NOTE_BYTES))
+    writer, reader = CancelNote(memory), CancelNote(memory)
+    assert reader.read() == []
+    for number in (7, 3, 2**63):
+        writer.add(number)
+    assert reader.read() == [7, 3, 2**63]
+    assert reader.read() == []
+    writer.add(8)
+    assert reader.read() == [8]
+
+
+def test_of_more_cancellations_than_there_is_room_for_the_latest_are_read() -> None:
+    memory = memoryview(bytearray(NOTE_BYTES))
+    writer, reader = CancelNote(memory), CancelNote(memory)
+    room = NOTE_BYTES // 8 - 1
+    for number in range(room + 10):
+        writer.add(number)
+    assert reader.read() == list(range(10, room + 10))
+    writer.add(5)
+    assert reader.read() == [5]
+
+
+def test_trimming_leaves_what_is_before_the_first_byte() -> None:
+    arena = Arena.create("test", 2 * NOTE_BYTES, first=NOTE_BYTES)
+    arena.view[:] = b"x" * len(arena.view)
+    arena.trim()
+    assert bytes(arena.view[NOTE_BYTES - 2 : NOTE_BYTES + 2]) == b"xx\0\0"
+    arena.close()

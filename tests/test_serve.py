@@ -699,6 +699,22 @@ async def test_a_thousand_abandoned_requests_cost_the_model_nothing(start: Start
     assert (channel.rows, channel.bytes) == (0, 0)
 
 
+async def test_abandoned_requests_that_are_still_on_their_way_are_not_computed(start: Start) -> None:
+    """More requests than the socket holds: the words that cancel them in the stream come behind them all."""
+    serving, channel = await start(busy=True, max_queue_size=100_000)
+    wide = {"x": np.ones((1, 1000), np.float32)}
+    abandoned = [send(channel, wide) for _ in range(1000)]
+    await written()
+    for each in abandoned:
+        channel.cancel(each.id)
+    await written()
+    serving.model.gate.set()
+    await eventually(lambda: not channel.pending)
+    assert serving.model.batches == [[0.0]]
+    assert not serving.connections[0].queued
+    await eventually(lambda: not serving.connections[0].unwanted)
+
+
 async def test_a_queue_is_bounded_in_rows(start: Start) -> None:
     serving, channel = await start(busy=True, max_queue_size=4)
     calls = [call(channel, *range(1, rows + 1)) for rows in (3, 2, 1)]

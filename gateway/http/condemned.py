@@ -19,27 +19,25 @@ def digest_of(model: str, version: str, body: Buffer) -> bytes:
 
 
 class Condemned:
-    """The digests remembered by a worker; empty nearly always, and false then."""
+    """The digests remembered by a worker."""
 
     def __init__(self) -> None:
-        self._until: dict[bytes, float] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._until)
+        self.digests: dict[bytes, float] = {}
+        """Until when each is; empty nearly always."""
 
     def add(self, digest: bytes) -> None:
         """Remember a request from now on."""
-        self._until.pop(digest, None)
-        if len(self._until) >= MOST:
-            del self._until[next(iter(self._until))]
-        self._until[digest] = time.monotonic() + REMEMBER_SECONDS
+        self.digests.pop(digest, None)
+        if len(self.digests) >= MOST:
+            del self.digests[next(iter(self.digests))]
+        self.digests[digest] = time.monotonic() + REMEMBER_SECONDS
 
     def has(self, model: str, version: str, body: Buffer) -> bool:
         """Whether this request is remembered; those whose time is over are forgotten."""
         now = time.monotonic()
-        for digest in [digest for digest, until in self._until.items() if until <= now]:
-            del self._until[digest]
+        for digest in [digest for digest, until in self.digests.items() if until <= now]:
+            del self.digests[digest]
         size = len(body).to_bytes(_SIZE_BYTES, "big")
-        if not any(digest.endswith(size) for digest in self._until):
+        if not any(digest.endswith(size) for digest in self.digests):
             return False
-        return digest_of(model, version, body) in self._until
+        return digest_of(model, version, body) in self.digests

@@ -11,7 +11,7 @@ from gateway.http.body import RequestBody
 from gateway.http.condemned import digest_of
 from gateway.http.retry import MOST_DEATHS, answer_to_loss, culprit
 from gateway.http.waiting import Wish
-from gateway.http.wishes import OtherVersion
+from gateway.http.wishes import NONE, OtherVersion
 from gateway.ipc.channel import Channel, InstanceLost, Reply
 from gateway.ipc.framing import ALONE
 from gateway.metrics import VersionCounters
@@ -38,7 +38,7 @@ class Dispatch:
     _decode_seconds = 0.0
     _sent = 0.0
     _arrived = 0.0  # when the body was complete, from which its time counts
-    _seconds: float | None = None  # its time, if it is less than the server's own limit
+    _seconds = 0.0  # its time, if it is less than the server's own limit
     _timer: asyncio.TimerHandle | None = None
     _wish: Wish | None = None  # instead of what the path says
     _waits = False
@@ -71,17 +71,18 @@ class Dispatch:
                 self._leave()
                 channel = self._channel = pick(target)
             size = len(body.data)
-            if not channel.has_room(size) or state.condemned:
+            if channel.rows >= channel.max_rows or channel.bytes + size > channel.max_bytes or state.condemned.digests:
                 self._check(channel, target, size)
             request = oip.decode(oip.Body(body.data, body.json_size, self._region), target, channel, self._regions)
             self._request = request
             arrived = self._arrived = self._arrived or begun
-            flags = request.wishes.priority
-            if request.wishes.timeout is not None:
-                self._limit(request.wishes.timeout)
+            wishes = request.wishes
+            flags = wishes.priority
+            if wishes is not NONE and wishes.timeout is not None:
+                self._limit(wishes.timeout)
             if self._deaths:
                 flags |= ALONE
-            deadline = arrived + (state.request_timeout if self._seconds is None else self._seconds)
+            deadline = arrived + (self._seconds or state.request_timeout)
             now = time.perf_counter()
             self._request_id = channel.call(
                 request.header, request.payload, self._regions, self._on_reply, now, deadline, flags, request.rows, size
@@ -205,7 +206,7 @@ class Dispatch:
 
     def _limit(self, seconds: float) -> None:
         """The client allows so long."""
-        if seconds < (self._connection.state.request_timeout if self._seconds is None else self._seconds):
+        if seconds < (self._seconds or self._connection.state.request_timeout):
             self._seconds = seconds
             self._set_alarm()
 
@@ -215,7 +216,7 @@ class Dispatch:
             self._timer.cancel()
         now = time.perf_counter()
         self._arrived = self._arrived or now
-        allowed = self._connection.state.request_timeout if self._seconds is None else self._seconds
+        allowed = self._seconds or self._connection.state.request_timeout
         left = self._arrived + allowed - now
         self._timer = self._connection.loop.call_later(max(left, 0.0), self._expire, allowed)
 

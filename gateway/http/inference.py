@@ -101,13 +101,14 @@ class Inference(Dispatch):
     # Calling the instance
 
     def _run(self) -> None:
-        error = self._error or self.body.error
+        body = self.body
+        error = self._error or body.error
         if error is not None:
             self._answer_error(error)
             return
-        if self.body.timeout is not None:
-            self._limit(self.body.timeout)
-        if self.body.encoding:
+        if body.timeout is not None:
+            self._limit(body.timeout)
+        if body.encoding:
             self._unpack()
         else:
             self._send()
@@ -148,14 +149,12 @@ class Inference(Dispatch):
             return
         self._encode(reply, reply.header, reply.tensors)
 
-    def _encode(
-        self, reply: Reply, header: ResultHeader, tensors: Sequence[Buffer], texts: list[bytes | None] | None = None
-    ) -> None:
+    def _encode(self, reply: Reply, header: ResultHeader, tensors: Sequence[Buffer], *, encoded: bool = False) -> None:
         target, request = self._target, self._request
         assert target is not None
         assert request is not None
         try:
-            text, binary = oip.encode_response(request, target.response_start, header, tensors, texts)
+            text, binary = oip.encode_response(request, target.response_start, header, tensors, encoded=encoded)
         except Exception as error:  # noqa: BLE001 - looked at there
             self._not_encoded(error)
             return
@@ -193,15 +192,14 @@ class Inference(Dispatch):
             self._answer_error(error)
             return True
         kept = [bytes(raw) for raw in reply.tensors]  # what lies in the arena is the instance's again after this turn
-        raws = [raw if json else None for raw, json in zip(kept, wanted, strict=True)]
 
         async def encode() -> None:
             try:
-                texts = await large_json.encode_in_turns(header, raws)
+                tensors = await large_json.encode_in_turns(header, kept, wanted)
             except GatewayError as error:
                 self._not_encoded(error)
             else:
-                self._encode(reply, header, kept, texts)
+                self._encode(reply, header, tensors, encoded=True)
 
         self._encoding = self._connection.loop.create_task(encode())
         return True

@@ -29,12 +29,12 @@ def check_sizes(outputs: Sequence[TensorHeader]) -> None:
             )
 
 
-async def encode_in_turns(header: ResultHeader, tensors: Sequence[Buffer | None]) -> list[bytes | None]:
-    """The JSON of each tensor's data; None where there is none to encode."""
-    texts: list[bytes | None] = []
-    for tensor, raw in zip(header.outputs, tensors, strict=True):
-        texts.append(None if raw is None else await _text(tensor, raw))
-    return texts
+async def encode_in_turns(header: ResultHeader, tensors: Sequence[Buffer], wanted: Sequence[bool]) -> list[Buffer]:
+    """The tensors, with the JSON of their data in place of those that are wanted so."""
+    return [
+        await _text(tensor, raw) if json else raw
+        for tensor, raw, json in zip(header.outputs, tensors, wanted, strict=True)
+    ]
 
 
 async def _text(tensor: TensorHeader, raw: Buffer) -> bytes:

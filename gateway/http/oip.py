@@ -51,7 +51,7 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
     size = body.json_size
     if size == 0:
         return _decode_raw(body, target)
-    request, data = parse(_json_of(body))
+    request, data = parse(body.data if size is None else _json_of(body))
     parameters = request.parameters
     wishes = wishes_of(parameters) if parameters else NONE
     if wishes.label is not None and wishes.label not in target.route.labels:
@@ -213,25 +213,25 @@ def encode_response(
     start: bytes,
     header: ResultHeader,
     tensors: Sequence[Buffer],
-    texts: Sequence[bytes | None] | None = None,
+    *,
+    encoded: bool = False,
 ) -> tuple[bytes, list[Buffer]]:
     """The JSON of a response and the binary data that follow it, if any.
 
-    `start` is `{"model_name":…,"model_version":…` without its end; `texts` the JSON of outputs that have been encoded
-    before. RequestError if an output cannot be JSON.
+    `start` is `{"model_name":…,"model_version":…` without its end; `encoded` if those of the tensors that are wanted as
+    JSON are JSON already. RequestError if an output cannot be.
     """
-    parts, binary = [start], []
+    parts: list[Buffer] = [start]
+    binary: list[Buffer] = []
     if request.id:
         parts.append(b',"id":' + orjson.dumps(request.id))
     separator = b',"outputs":['
-    for at, (tensor, head, raw) in enumerate(zip(header.outputs, _heads(header), tensors, strict=True)):
+    for tensor, head, raw in zip(header.outputs, _heads(header), tensors, strict=True):
         if request.binary.get(tensor.name, request.binary_default):
             parts += (separator, head, b',"parameters":{"binary_data_size":%d}}' % tensor.size)
             binary.append(raw)
         else:
-            data = texts[at] if texts is not None else None
-            if data is None:
-                data = json_from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
+            data = raw if encoded else json_from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
             parts += (separator, head, b',"data":', data, b"}")
         separator = b","
     parts.append(b"]}" if header.outputs else b',"outputs":[]}')

@@ -6,7 +6,7 @@ from collections import deque
 
 from gateway.errors import ProtocolError
 from gateway.instance.queue import PendingRequest
-from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, Arena, ExecutionNote, map_readable
+from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, Arena, CancelNote, ExecutionNote, map_readable
 from gateway.ipc.framing import OFFSET, RequestHead, request_reader
 from gateway.tensors import Buffer
 
@@ -22,6 +22,11 @@ class Connection:
         self.note: ExecutionNote | None = None
         self.queued: dict[int, PendingRequest] = {}
         """Its requests in the queue."""
+        self.last_id = 0
+        """Of the requests that have come; they come in order."""
+        self.unwanted: set[int] = set()
+        """Requests that have yet to come and that nobody waits for any more."""
+        self._cancelled: CancelNote | None = None
         self.closed = False
         self.blocked = False  # the socket took no more; EPOLLOUT is being waited for
         self._replies: Arena | None = None
@@ -35,6 +40,7 @@ class Connection:
         try:
             if len(fds) == 2:
                 self.arena = map_readable(fds[0])
+                self._cancelled = CancelNote(self.arena)
                 self._replies = Arena(fds.pop(), first=NOTE_BYTES)
                 self.note = ExecutionNote(self._replies.view)
         finally:
@@ -58,6 +64,19 @@ class Connection:
             frames += self._reader.feed(data)
             if len(data) < RECEIVE:
                 return frames
+
+    def cancelled(self) -> list[PendingRequest]:
+        """Requests in the queue that nobody waits for any more, as the worker has noted since the last call."""
+        if self._cancelled is None:
+            return []
+        found = []
+        for request_id in self._cancelled.read():
+            request = self.queued.get(request_id)
+            if request is not None:
+                found.append(request)
+            elif request_id > self.last_id:
+                self.unwanted.add(request_id)
+        return found
 
     def place(self, request_id: int, raw: Buffer) -> Buffer | None:
         """Copy a large output into the reply arena; its offset as bytes, or None: send it inline."""

@@ -22,10 +22,6 @@ PLANS = 4096
 """Distinct request headers remembered; more of them only costs decoding again."""
 
 
-CROWD = 200
-"""So many frames at once are about what a socket holds: the worker may have more, such as cancellations of these."""
-CROWD_SECONDS = 0.002
-CROWD_ROUNDS = 20
 REST_SECONDS = 5.0
 """At the end, how long a worker may take to read the answers that its socket had no room for."""
 _CANCELLED = Failure("cancelled", "")
@@ -67,27 +63,20 @@ class Server:
         self._poll.register(self._listener, select.EPOLLIN)
         self._poll.register(control, select.EPOLLIN)
         while not self._stopping or self._queue.rows:
-            rounds, arrived = 0, self._collect(self._patience(), control, on_control)
-            while arrived >= CROWD and rounds < CROWD_ROUNDS:
-                rounds, arrived = rounds + 1, self._collect(CROWD_SECONDS, control, on_control)
+            for fd, events in self._poll.poll(self._patience()):
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif fd == control.fileno():
+                    self._stopping = not on_control()
+                else:
+                    self._drain(self._connections[fd], events)
+            self._drop_cancelled()
             if self._queue.rows and (self._stopping or not self._patience()):
                 self._run_batch(self._take())
                 self._flush()
                 self._note([])
         for connection in self._connections.values():
             connection.send_rest(REST_SECONDS)
-
-    def _collect(self, patience: float, control: socket.socket, on_control: Callable[[], bool]) -> int:
-        """Take in what arrives within so many seconds (-1: whenever that is); the number of frames."""
-        arrived = 0
-        for fd, events in self._poll.poll(patience):
-            if fd == self._listener.fileno():
-                self._accept()
-            elif fd == control.fileno():
-                self._stopping = not on_control()
-            else:
-                arrived += self._drain(self._connections[fd], events)
-        return arrived
 
     def _patience(self) -> float:
         """Seconds to wait for events: none with work at hand, for ever without, else until a batch is due."""
@@ -110,12 +99,11 @@ class Server:
         self._connections[sock.fileno()] = connection
         self._poll.register(sock, select.EPOLLIN)
 
-    def _drain(self, connection: Connection, events: int) -> int:
+    def _drain(self, connection: Connection, events: int) -> None:
         if events & select.EPOLLOUT:
             self._send(connection, [])
         if not events & ~select.EPOLLOUT:
-            return 0
-        frames: list[tuple[RequestHead, bytes, bytes]] = []
+            return
         try:
             frames = connection.receive()
             now = time.perf_counter()
@@ -129,13 +117,16 @@ class Server:
                 self._queue.remove(request)
             connection.close()
         self._flush()
-        return len(frames)
 
     def _take_in(self, connection: Connection, now: float, head: RequestHead, header: bytes, payload: bytes) -> None:
         kind, _, _, request_id, sent, deadline, flags = head
         if kind == INFER:
             plan = self._plans.get(header) or self._plan(header)
             queue = self._queue
+            connection.last_id = request_id
+            if connection.unwanted and request_id in connection.unwanted:
+                self._fail(connection, request_id, _CANCELLED)
+                return
             if queue.rows and (queue.rows + plan.rows > self._max_queue or queue.size + plan.size > self._max_bytes):
                 message = f"the model's queue is full: {queue.rows} rows of {queue.size} bytes wait"
                 self._fail(connection, request_id, Failure("queue_full", message))
@@ -146,6 +137,7 @@ class Server:
             arrived = min(sent, now) if connection.arena is not None else now
             queue.push(PendingRequest(connection, request_id, plan, payload, arrived, deadline, flags & LEVEL))
         elif kind == CANCEL:
+            connection.unwanted.discard(request_id)
             request = connection.queued.get(request_id)
             if request is not None:  # one that is not queued any more gets its answer, which the worker drops
                 self._queue.remove(request)
@@ -159,6 +151,14 @@ class Server:
         decoded = self._decode(header)
         plan = self._plans[header] = plan_request(decoded, self._max_rows > 1, self._may_join(decoded))
         return plan
+
+    def _drop_cancelled(self) -> None:
+        """Drop what nobody waits for any more, also where the word of it is still behind other requests."""
+        for connection in self._connections.values():
+            for request in connection.cancelled():
+                self._queue.remove(request)
+                self._fail(connection, request.request_id, _CANCELLED)
+        self._flush()
 
     def _take(self) -> list[PendingRequest]:
         """The next batch, without the requests whose time is over."""

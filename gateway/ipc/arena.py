@@ -18,7 +18,7 @@ THRESHOLD = 64 << 10
 """Tensors of more bytes than this travel in the arena."""
 
 NOTE_BYTES = 64 << 10
-"""At the head of a reply arena; see ExecutionNote."""
+"""At the head of an arena; see ExecutionNote and CancelNote."""
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -72,16 +72,17 @@ class Arena:
         self._map = mmap.mmap(fd, os.fstat(fd).st_size)
         self.view = memoryview(self._map)
         self.regions = Regions(len(self.view), first)
+        self._first = first
 
     @classmethod
-    def create(cls, name: str, capacity: int = CAPACITY) -> "Arena":
+    def create(cls, name: str, capacity: int = CAPACITY, first: int = 0) -> "Arena":
         """A new arena of its own."""
-        return cls(create_memory(name, capacity))
+        return cls(create_memory(name, capacity), first)
 
     def trim(self) -> None:
         """Give the memory of an idle arena back to the system; nothing may be in use."""
         assert not self.regions
-        self._map.madvise(mmap.MADV_REMOVE)
+        self._map.madvise(mmap.MADV_REMOVE, self._first)
 
     def close(self) -> None:
         """Drop the descriptor; the mapping goes when its last view does."""
@@ -112,6 +113,36 @@ class ExecutionNote:
         """The ids in the note, whatever an instance has made of it."""
         words = self._words
         return frozenset(words[1 : 1 + min(words[0], len(words) - 1)].tolist())
+
+
+class CancelNote:
+    """Which requests nobody waits for any more, for the instance to read before it computes.
+
+    A cancellation in the stream comes behind all requests that were sent before, of which there may be more than a
+    socket holds. One word counts all cancellations, the others are a ring of the latest ids. Reading starts where the
+    last reading ended; of more than the ring holds the oldest are lost, and found in the stream.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._words = memory[:NOTE_BYTES].cast("Q")
+        self._count = 0
+
+    def add(self, request_id: int) -> None:
+        """Nobody waits for this one."""
+        words = self._words
+        words[1 + self._count % (len(words) - 1)] = request_id
+        self._count += 1
+        words[0] = self._count
+
+    def read(self) -> list[int]:
+        """The ids since the last reading."""
+        words, begun = self._words, self._count
+        count = words[0]
+        if count == begun:
+            return []
+        self._count = count
+        room = len(words) - 1
+        return [words[1 + at % room] for at in range(max(begun, count - room), count)]
 
 
 def create_memory(name: str, capacity: int = CAPACITY) -> int:

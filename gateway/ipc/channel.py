@@ -12,7 +12,7 @@ from typing import cast
 import msgspec
 
 from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, QueueFull, from_code
-from gateway.ipc.arena import THRESHOLD, Arena, ExecutionNote, create_memory, map_readable
+from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, Arena, CancelNote, ExecutionNote, create_memory, map_readable
 from gateway.ipc.framing import (
     CANCEL,
     DEFAULT_PRIORITY,
@@ -97,7 +97,8 @@ class Channel(asyncio.Protocol):
         self.on_execution: Callable[[float, int], None] | None = None
         """Called with the seconds and rows of each execution, whoever waited for it."""
         self.pending: dict[int, _Call] = {}
-        self.arena = Arena.create("gateway-requests")
+        self.arena = Arena.create("gateway-requests", first=NOTE_BYTES)
+        self._cancelled = CancelNote(self.arena.view)
         self._reply_fd = create_memory("gateway-replies")
         self._replies = map_readable(self._reply_fd)
         self._note = ExecutionNote(self._replies)
@@ -140,7 +141,7 @@ class Channel(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Called by asyncio: no call is answered any more; `settle` tells them."""
+        """Called by asyncio: no call is answered any more, which `settle` tells them."""
         self.closed = True
         if self._trimmer:
             self._trimmer.cancel()
@@ -213,9 +214,7 @@ class Channel(asyncio.Protocol):
     def retry_after(self) -> int:
         """Seconds until what is under way will probably be done."""
         seconds = self.rows * self.row_seconds  # as the instance says, so it may be anything
-        if not seconds > 1.0:
-            return 1
-        return math.ceil(seconds) if seconds < MAX_RETRY_AFTER else MAX_RETRY_AFTER
+        return 1 if not seconds > 1.0 else math.ceil(min(seconds, MAX_RETRY_AFTER))
 
     def queue_full(self) -> QueueFull:
         """The error for a request that is not sent because there is no room."""
@@ -257,6 +256,7 @@ class Channel(asyncio.Protocol):
         if call and call.on_reply:
             call.on_reply = None
             if not self.closed:
+                self._cancelled.add(request_id)
                 self._write(request_frame(CANCEL, request_id))
 
     def data_received(self, data: bytes) -> None:
