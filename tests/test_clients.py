@@ -159,7 +159,7 @@ async def test_the_asyncio_client_packs_requests_and_responses(aio: Any) -> None
 
 
 async def test_httpx_asks_for_packed_answers_on_its_own(gateway: Any, helpers: Any) -> None:
-    body = {"inputs": [helpers.tensor("x", "FP32", [5000], [0.5] * 5000)]}
+    body = {"inputs": [helpers.tensor("x", "FP32", [1, 5000], [0.5] * 5000)]}
     async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as client:
         answers = await asyncio.gather(*(client.post("/v2/models/identity_torch/infer", json=body) for _ in range(8)))
     for answer in answers:

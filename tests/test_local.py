@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.errors import LoadFailed, OutOfMemory
+from gateway.errors import InstanceDied, LoadFailed, OutOfMemory
 from gateway.ipc.messages import Batching, Failed, Ready, Spawn, pack
 from gateway.lifecycle.placement import CPU
 from gateway.nodes import local, scratch
@@ -77,7 +77,7 @@ class TakenOver:
 async def taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[LocalNode, TakenOver]]:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(local, "LOOK_SECONDS", 0.01)
-    node, runner = LocalNode([CPU], "auto", 1 << 30), TakenOver()
+    node, runner = LocalNode("auto", 1 << 30), TakenOver()
     node._runners["pytorch"] = runner  # type: ignore[assignment] # noqa: SLF001 - there is no other way to be taken over
     (tmp_path / "store" / "m" / "1").mkdir(parents=True)
     artifact = Artifact("m", 1, "pytorch_torchscript", tmp_path / "store" / "m" / "1" / "model.pt", ModelConfig())
@@ -146,7 +146,7 @@ async def test_a_message_that_is_announced_as_huge_is_not_waited_for(
 async def test_an_instance_that_hangs_up_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with taken_over(tmp_path, monkeypatch) as (_, runner):
         runner.control.shutdown(socket.SHUT_RDWR)
-        with pytest.raises(LoadFailed, match="signal 9"):
+        with pytest.raises(InstanceDied, match="signal 9"):
             await asyncio.wait_for(runner.instance.ready, 5)
 
 

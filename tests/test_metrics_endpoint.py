@@ -15,7 +15,7 @@ FAMILIES = {
     "gateway_inferences": ("counter", set()),
     "gateway_executions": ("counter", set()),
     "gateway_pending_requests": ("gauge", set()),
-    "gateway_instance_memory_bytes": ("gauge", {"instance", "device", "kind"}),
+    "gateway_instance_memory_bytes": ("gauge", {"instance", "device", "kind", "source"}),
     "gateway_version_state": ("gauge", {"state"}),
     "gateway_model_load_seconds": ("gauge", set()),
 }
