@@ -37,7 +37,7 @@ class Target:
         self.channels = channels
         self.counters = counters
         self.timings = timings or Timings(counters)
-        self.batched = route.ready.batching.max_batch_size > 1
+        self.max_rows = route.ready.batching.max_batch_size
         self.signatures = route.ready.signatures
         self.default_signature = route.ready.default_signature
         self.response_start = orjson.dumps({"model_name": self.model, "model_version": self.version})[:-1]

@@ -28,7 +28,7 @@ def pending(
 
 
 def waiting(rows: int, key: str | None) -> PendingRequest:
-    return pending(Plan("forward", (), (), rows, 0, None if key is None else (key,)))
+    return pending(Plan("forward", (), (), rows, rows, 0, None if key is None else (key,)))
 
 
 datatypes = st.sampled_from(sorted(DTYPES))
@@ -53,7 +53,7 @@ def request_of(inputs: dict[str, Array], number: int, placed: frozenset[str]) ->
             arena += bytes(raw)
         else:
             payload += bytes(raw)
-    plan = plan_request(RequestHeader("f", tuple(tensors)), batchable=True)
+    plan = plan_request(RequestHeader("f", tuple(tensors)), max_rows=8)
     return pending(plan, number, payload, arena=arena)
 
 

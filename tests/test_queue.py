@@ -28,7 +28,7 @@ class FakeConnection:
 def waiting(
     rows: int, key: str | None, number: int = 0, arrived: float = 0.0, deadline: float = 0.0, priority: int = 50
 ) -> PendingRequest:
-    plan = Plan("forward", (), (), rows, 8 * rows, None if key is None else (key,))
+    plan = Plan("forward", (), (), rows, rows, 8 * rows, None if key is None else (key,))
     return PendingRequest(cast("Connection", FakeConnection()), number, plan, b"", arrived, deadline, priority)
 
 
@@ -127,7 +127,7 @@ X = ("x", "FP32", (2, 3))
 
 
 def test_requests_that_differ_in_rows_only_may_be_joined() -> None:
-    first, second = plan_request(header(X), batchable=True), plan_request(header(("x", "FP32", (5, 3))), batchable=True)
+    first, second = plan_request(header(X), max_rows=8), plan_request(header(("x", "FP32", (5, 3))), max_rows=8)
     assert first.key == second.key is not None
     assert (first.rows, second.rows) == (2, 5)
 
@@ -146,7 +146,7 @@ def test_requests_that_differ_in_rows_only_may_be_joined() -> None:
     ],
 )
 def test_requests_that_differ_in_anything_else_may_not(other: RequestHeader) -> None:
-    assert plan_request(other, batchable=True).key != plan_request(header(X), batchable=True).key
+    assert plan_request(other, max_rows=8).key != plan_request(header(X), max_rows=8).key
 
 
 @pytest.mark.parametrize(
@@ -160,13 +160,18 @@ def test_requests_that_differ_in_anything_else_may_not(other: RequestHeader) -> 
     ],
 )
 def test_a_request_without_a_common_number_of_rows_runs_alone(alone: RequestHeader) -> None:
-    plan = plan_request(alone, batchable=True)
+    plan = plan_request(alone, max_rows=8)
     assert plan.key is None
     assert plan.rows == 1
 
 
+def test_a_request_of_many_rows_counts_for_a_full_batch_and_no_more() -> None:
+    plans = [plan_request(header(("x", "FP32", (rows, 3))), max_rows=8) for rows in (1, 8, 5000)]
+    assert [(plan.rows, plan.load) for plan in plans] == [(1, 1), (8, 8), (5000, 8)]
+
+
 def test_a_request_of_a_signature_that_must_not_be_joined_runs_alone() -> None:
-    assert plan_request(header(X), batchable=False).key is None
+    assert plan_request(header(X), max_rows=1).key is None
 
 
 # RequestQueue

@@ -35,7 +35,7 @@ class Form(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...]
     header: bytes
     rows: int
-    """What it counts for in the model's queue."""
+    """What it counts for in the model's queue: no more than a full batch."""
 
     def header_for(self, tensors: Sequence[tuple[int, bool]]) -> bytes:
         """The frame header when the tensors have these sizes and lie in the arena or not."""
@@ -84,8 +84,8 @@ def checked_form(
         raise RequestError(f"input '{min(missing)}' of model '{target.model}' is missing")
     _check_outputs(signature, outputs)
     header = _header(signature.name, checked, outputs, [(max(each.size, 0), False) for each in checked])
-    rows = rows_of(shape for _, _, shape in inputs) if target.batched else None
-    form = Form(signature.name, tuple(checked), outputs, header, rows or 1)
+    rows = rows_of(shape for _, _, shape in inputs) if target.max_rows > 1 else None
+    form = Form(signature.name, tuple(checked), outputs, header, min(rows or 1, target.max_rows))
     if len(target.forms) >= FORMS:
         target.forms.clear()
     target.forms[key] = form

@@ -24,6 +24,8 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     inputs: tuple[TensorHeader, ...]
     outputs: tuple[str, ...]
     rows: int
+    load: int
+    """Rows that it counts for in the queue: no more than a full batch."""
     size: int
     """Raw bytes of its inputs."""
     key: Key | None
@@ -31,7 +33,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 
     def alone(self) -> "Plan":
         """The same for a request that must not be joined with others."""
-        return Plan(self.signature, self.inputs, self.outputs, self.rows, self.size, None)
+        return Plan(self.signature, self.inputs, self.outputs, self.rows, self.load, self.size, None)
 
 
 class PendingRequest(msgspec.Struct, eq=False, gc=False):
@@ -49,19 +51,20 @@ class PendingRequest(msgspec.Struct, eq=False, gc=False):
     """Nobody waits for it any more."""
 
 
-def plan_request(header: RequestHeader, batchable: bool, may_join: bool = True) -> Plan:
+def plan_request(header: RequestHeader, max_rows: int, may_join: bool = True) -> Plan:
     """Read a header once.
 
-    `batchable` says whether the model takes rows that are independent, so that they are counted; `may_join` whether
-    this request may be joined with its like.
+    `max_rows` are those of a batch: if more than one, the model takes rows that are independent, so that they are
+    counted; `may_join` says whether this request may be joined with its like.
     """
-    rows = rows_of(tensor.shape for tensor in header.inputs) if batchable else None
+    rows = rows_of(tensor.shape for tensor in header.inputs) if max_rows > 1 else None
     key: Key | None = None
     if rows and may_join:
         tails = tuple((t.name, t.datatype, t.shape[1:], t.in_arena) for t in header.inputs)
         key = (header.signature, header.outputs, tails)
     size = sum(max(tensor.size, 0) for tensor in header.inputs)
-    return Plan(header.signature, header.inputs, header.outputs, rows or 1, size, key)
+    rows = rows or 1
+    return Plan(header.signature, header.inputs, header.outputs, rows, min(rows, max_rows), size, key)
 
 
 def take_batch(
@@ -140,13 +143,13 @@ class RequestQueue:
             insort(self._order, request.priority)
         level.append(request)
         plan = request.plan
-        self.rows += plan.rows
+        self.rows += plan.load
         self.size += plan.size
         request.connection.queued[request.request_id] = request
 
     def remove(self, request: PendingRequest) -> None:
         """Take out a request that waits: its place stays until it is reached."""
-        self.rows -= request.plan.rows
+        self.rows -= request.plan.load
         self.size -= request.plan.size
         request.connection.queued.pop(request.request_id, None)
         request.dead = True
@@ -178,7 +181,7 @@ class RequestQueue:
         rows = size = 0
         for request in batch + late if late else batch:
             plan = request.plan
-            rows += plan.rows
+            rows += plan.load
             size += plan.size
             request.connection.queued.pop(request.request_id, None)
         self.rows -= rows

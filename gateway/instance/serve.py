@@ -127,7 +127,7 @@ class Server:
             if connection.unwanted and request_id in connection.unwanted:
                 self._fail(connection, request_id, _CANCELLED)
                 return
-            if queue.rows and (queue.rows + plan.rows > self._max_queue or queue.size + plan.size > self._max_bytes):
+            if queue.rows and (queue.rows + plan.load > self._max_queue or queue.size + plan.size > self._max_bytes):
                 message = f"the model's queue is full: {queue.rows} rows of {queue.size} bytes wait"
                 self._fail(connection, request_id, Failure("queue_full", message))
                 return
@@ -149,7 +149,7 @@ class Server:
         if len(self._plans) >= PLANS:
             self._plans.clear()
         decoded = self._decode(header)
-        plan = self._plans[header] = plan_request(decoded, self._max_rows > 1, self._may_join(decoded))
+        plan = self._plans[header] = plan_request(decoded, self._max_rows, self._may_join(decoded))
         return plan
 
     def _drop_cancelled(self) -> None:
