@@ -98,14 +98,16 @@ class RoutingTable:
             for version, target in self._ready(model):
                 for name in (version, *target.route.labels):
                     self.infer_paths[f"{base}/versions/{name}/infer".encode()] = target
-                # Ascending order: the highest ready version is left as the one without a version in its path.
-                self.infer_paths[f"{base}/infer".encode()] = target
+            if (default := self._targets.get((model, self.find(model).version))) is not None:
+                self.infer_paths[f"{base}/infer".encode()] = default
 
     def _ready(self, model: str) -> list[tuple[int, Target]]:
         return [(v, self._targets[model, v]) for v in sorted(self.models[model]) if (model, v) in self._targets]
 
     def find(self, model: str, version: str | None = None) -> VersionRoute:
-        """The version or label asked for, else the highest that is ready, else the highest cold one, else the highest.
+        """The version or label asked for, else the highest that answers, now or soon, else the highest.
+
+        Whether a version is in memory is not for a client to notice: a cold one counts like one that is ready.
 
         ModelNotFound or VersionNotFound if there is none.
         """
@@ -113,8 +115,7 @@ class RoutingTable:
         if not versions:
             raise ModelNotFound(f"Request for unknown model: '{model[:200]}' is not found")
         if version is None:
-            ready = [number for number, _ in self._ready(model)]
-            return versions[max(ready or [n for n in versions if self.answers_soon(model, n)] or versions)]
+            return versions[max([number for number in versions if self.answers(model, number)] or versions)]
         if not (version.isascii() and version.isdigit()):
             return self._labelled(model, version)
         number = int(version) if len(version) <= 20 else -1

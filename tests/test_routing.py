@@ -89,7 +89,13 @@ def test_a_cold_version_soon_answers_and_is_found_where_none_is_ready() -> None:
     with pytest.raises(NotYet) as caught:
         table.target("m")
     assert caught.value.route.version == 2
-    assert table_of(route_of(version=1), route_of(version=2, state="COLD")).find("m").version == 1
+
+
+def test_a_version_does_not_lose_its_place_by_going_cold() -> None:
+    table = table_of(route_of(version=1), route_of(version=2, state="COLD"))
+    assert table.find("m").version == 2
+    assert b"/v2/models/m/infer" not in table.infer_paths
+    assert b"/v2/models/m/versions/1/infer" in table.infer_paths
 
 
 def test_a_version_that_loads_is_waited_for_only_if_it_was_there_before() -> None:
