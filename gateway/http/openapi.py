@@ -172,6 +172,11 @@ INFER_OPERATION: dict[str, Any] = {
             {"type": "number", "exclusiveMinimum": 0, "maximum": 1e12},
             "seconds that the request may take; it is answered 504 after them",
         ),
+        _header(
+            "X-Envoy-Expected-Rq-Timeout-Ms",
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 1e15},
+            "the same in milliseconds, as Envoy and Istio send it",
+        ),
     ],
     "requestBody": {
         "required": True,
