@@ -1,6 +1,7 @@
 """The command line."""
 
 import asyncio
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def serve(
     from rich.console import Console  # noqa: PLC0415
 
     from gateway.errors import ConfigError  # noqa: PLC0415
+    from gateway.lifecycle.manager import Manager  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
     from gateway.startup import show_models  # noqa: PLC0415
     from gateway.supervisor import supervise  # noqa: PLC0415
@@ -84,15 +86,23 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{shown}:{sock.getsockname()[1]}"
-    console.print(f"gateway {__version__}: loading {settings.model_store}", highlight=False)
+
+    def say(text: str) -> None:
+        # Who reads this may go away, as `head` does; the server goes on.
+        with contextlib.suppress(OSError, SystemExit):
+            console.print(text, highlight=False)
+
+    def show(manager: Manager) -> None:
+        with contextlib.suppress(OSError, SystemExit):
+            show_models(console, list(manager.versions.values()), manager.residency.account, url)
+
+    say(f"gateway {__version__}: loading {settings.model_store}")
     code = asyncio.run(
         supervise(
             settings,
             sock,
-            on_settled=lambda version: console.print(f"  {version.title}: {version.state.value}", highlight=False),
-            on_started=lambda manager: show_models(
-                console, list(manager.versions.values()), manager.residency.account, url
-            ),
+            on_settled=lambda version: say(f"  {version.title}: {version.state.value}"),
+            on_started=show,
         )
     )
     raise typer.Exit(code)

@@ -120,12 +120,16 @@ class GatewayCollector(Collector):
         ready = GaugeMetricFamily(
             "gateway_instance_ready_seconds", "From an instance's fork to its being ready.", labels=_VERSION
         )
+        rejected = GaugeMetricFamily(
+            "gateway_version_rejected", "1 while newer files of a version have failed to load.", labels=_VERSION
+        )
         restarts = CounterMetricFamily(
             "gateway_instance_restarts", "Instances replaced after their end.", labels=[*_VERSION, "reason"]
         )
         for version, labels in self._versions:
             for state in State:
                 states.add_metric([*labels, state.value], float(version.state is state))
+            rejected.add_metric(labels, float(version.rejected is not None))
             if version.load_seconds:
                 load.add_metric(labels, version.load_seconds)
             if version.ready is not None:
@@ -133,7 +137,7 @@ class GatewayCollector(Collector):
             for (title, reason), number in sorted(self._restarts.items()):
                 if title == version.title:
                     restarts.add_metric([*labels, reason], number)
-        yield from (states, load, ready, restarts)
+        yield from (states, rejected, load, ready, restarts)
 
     def _memory_of_instances(self) -> Iterable[Metric]:
         memory = GaugeMetricFamily(
@@ -162,10 +166,12 @@ class GatewayCollector(Collector):
             labels=[*_VERSION, "device"],
         )
         evictions = CounterMetricFamily(
-            "gateway_evictions", "Times a version became COLD because others needed its memory.", labels=_VERSION
+            "gateway_evictions", "Times a version was made COLD, for its memory or its idle_ttl.", labels=_VERSION
         )
         reclaimed = CounterMetricFamily(
-            "gateway_memory_reclaimed_bytes", "Memory that evicted versions gave back.", labels=["device"]
+            "gateway_memory_reclaimed_bytes",
+            "Memory that versions gave back when they were made COLD.",
+            labels=["device"],
         )
         for device, size in self._account.budgets.items():
             budget.add_metric([device], size)

@@ -94,10 +94,11 @@ class Supervisor:
         self._say_what_is_odd(inventory)
         for framework in {each.framework for each in inventory.artifacts if each.framework and not each.problem}:
             self._node.warm(framework)
+        self._task(self._watch_memory())
         await self.manager.reconcile(inventory)
         self._task(self._follow_store(inventories))
-        self._task(self._watch_memory())
         await self.workers.listening()
+        self.manager.on_settled = lambda version: log.info("%s: %s", version.title, version.state)
 
     async def _follow_store(self, inventories: AsyncIterator[Inventory]) -> None:
         """Serve what is in the store whenever that changes."""
@@ -122,7 +123,10 @@ class Supervisor:
     async def _watch_memory(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            await self.manager.look_at_memory(self.workers.usage)
+            try:
+                await self.manager.loader.look_at_memory(self.workers.usage)
+            except Exception:  # the next look must not be lost with this one
+                log.exception("looking at the memory failed")
 
     async def run(self) -> None:
         """Wait until told to stop, then end everything: first the workers, with their requests, then the models."""

@@ -125,11 +125,12 @@ class Workers:
             )
 
     async def stop(self, grace: float) -> None:
-        """Have all workers finish their requests and end, within so many seconds."""
+        """Wait until all workers, which know from their routes that they are to end, have finished their requests.
+
+        Those that have not within so many seconds are killed. Until then they hear what changes.
+        """
         self._stopping = True
         self._socket.close()  # when the workers have closed theirs, too, connections are refused
-        for worker in self._workers.values():
-            worker.stream.close()
         loop = asyncio.get_running_loop()
         await asyncio.gather(*(loop.run_in_executor(None, each.wait, grace) for each in self._workers.values()))
         for task in self._tasks:
@@ -150,8 +151,14 @@ class Workers:
         deaths = 0
         while deaths < RESTARTS:
             started = loop.time()
-            worker = _Worker(index, self._socket.fileno())
-            await worker.open()
+            try:
+                worker = _Worker(index, self._socket.fileno())
+                await worker.open()
+            except OSError as error:
+                log.error("HTTP worker %d cannot be started: %s", index, error)  # noqa: TRY400 - no bug of ours
+                deaths += 1
+                await asyncio.sleep(deaths)
+                continue
             await self._follow(worker)
             if self._stopping:
                 return
@@ -171,7 +178,7 @@ class Workers:
             self._hear(worker, message)
             async with self._changed:
                 self._changed.notify_all()
-        if self._workers.get(worker.index) is worker and not self._stopping:
+        if self._workers.get(worker.index) is worker:
             del self._workers[worker.index]
         self._lost_counts += worker.counts
         for ticket in list(self._awaited):

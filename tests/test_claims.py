@@ -44,6 +44,8 @@ def test_a_plausible_claim_is_believed() -> None:
         msgspec.structs.replace(READY, batching=Batching(0, "off")),
         msgspec.structs.replace(READY, batching=Batching(1 << 60, "on")),
         msgspec.structs.replace(READY, batching=Batching(1, "on", {"s": {str(n): ("FP32", 1) for n in range(20_000)}})),
+        msgspec.structs.replace(READY, device_memory=-1),
+        msgspec.structs.replace(READY, device_memory=(1 << 64) - 1),
         with_spec(TensorSpec("x" * 100_000, "FP32", (1,))),
         with_spec(TensorSpec("x", "FP31", (1,))),
         with_spec(TensorSpec("x", "FP32", (-2,))),

@@ -29,8 +29,9 @@ LAYERS = """
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
     gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
     gateway.nodes.runners
-    gateway.lifecycle.version gateway.nodes.gauge
-    gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency gateway.lifecycle.manager
+    gateway.lifecycle.version gateway.lifecycle.registry gateway.nodes.gauge
+    gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency
+    gateway.lifecycle.loader gateway.lifecycle.manager
     gateway.exposition gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*

@@ -6,10 +6,12 @@ from stage import PATIENCE, Stage, artifact, ready_of, staged
 
 from gateway.errors import LoadFailed, ModelNotFound
 from gateway.lifecycle import keeper as module
+from gateway.lifecycle import loader
 from gateway.lifecycle.keeper import QUICK_DEATHS, STARTS
 from gateway.lifecycle.placement import CPU, Device
 from gateway.lifecycle.state import State
 from gateway.store.manifest import InstanceGroup, VersionPolicy
+from gateway.store.source import Inventory
 
 
 @pytest.fixture(autouse=True)
@@ -516,3 +518,87 @@ async def test_other_settings_of_an_instance_are_a_reload() -> None:
         await stage.serve()
         assert stage.node.running == ["m/1#0.1"]
         assert stage.version().artifact.config.threads == 2
+
+
+async def test_a_label_names_a_serving_version_throughout_a_swap() -> None:
+    labelled: dict[str, Any] = {"version_labels": {"stable": 1}}
+    async with staged(artifact(**labelled)) as stage:
+        await stage.serve()
+        stage.tables.clear()
+        stage.store[:] = [artifact(stamp=1, **labelled)]
+        await stage.serve()
+        moved: dict[str, Any] = {"version_labels": {"stable": 2}}
+        stage.store[:] = [artifact(stamp=1, **moved), artifact(version=2, **moved)]
+        await stage.serve()
+        for table in stage.tables:
+            assert [route.state for route in table if "stable" in route.labels] == ["READY"]
+        assert [route.version for route in stage.tables[-1] if "stable" in route.labels] == [2]
+
+
+async def test_a_load_with_a_model_yaml_that_says_nothing_takes_nothing_away() -> None:
+    both: dict[str, Any] = {"version_policy": "all", "version_labels": {"stable": 1}}
+    async with staged(artifact(**both), artifact(version=2, **both)) as stage:
+        await stage.serve()
+        stage.store[:] = [artifact(version=number, problem="model.yaml is not YAML") for number in (1, 2)]
+        with pytest.raises(LoadFailed, match="not YAML"):
+            await stage.load()
+        await stage.publish()
+        assert stage.states() == {"m/1": "READY", "m/2": "READY"}
+        assert [route.version for route in stage.tables[-1] if "stable" in route.labels] == [1]
+
+
+async def test_models_that_hang_while_they_load_do_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "TURN_SECONDS", 0.01)
+    hanging = [artifact(f"hangs{number}") for number in range(20)]
+    async with staged(*hanging, artifact("good")) as stage:
+        stage.node.on_spawn = lambda instance: (
+            stage.node.succeed(instance) if instance.artifact.model == "good" else None
+        )
+        serving = asyncio.create_task(stage.manager.reconcile(Inventory(stage.store)))
+        await stage.until(lambda: bool(stage.tables) and stage.states().get("good/1") == "READY")
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_an_unloaded_model_stays_in_the_index_for_as_long_as_it_is_in_the_store() -> None:
+    async with staged(artifact("a")) as stage:
+        await stage.serve()
+        await stage.manager.unload("a")
+        stage.store.append(artifact("b"))
+        await stage.serve()
+        assert stage.states() == {"a/1": "UNLOADED", "b/1": "READY"}
+        await stage.manager.unload("a")
+        del stage.store[0]
+        await stage.serve()
+        assert stage.states() == {"b/1": "READY"}
+
+
+async def test_a_change_of_one_model_is_published_for_that_model_alone() -> None:
+    async with staged(*(artifact(f"m{number}") for number in range(50))) as stage:
+        await stage.serve()
+        stage.tables.clear()
+        stage.store.append(artifact("new"))
+        await stage.serve()
+        assert len(stage.tables) <= 4
+
+
+async def test_an_instance_whose_device_is_gone_for_good_is_not_asked_for_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "FIRST_BACKOFF_SECONDS", 60.0)
+    gpus = [CPU, Device("cuda:0", "a"), Device("cuda:1", "b")]
+    async with staged(artifact(instance_group=InstanceGroup(gpus=[0, 1])), devices=gpus) as stage:
+        await stage.serve()
+        asked = 0
+
+        def count() -> list[Device]:
+            nonlocal asked
+            asked += 1
+            return gpus[:2]
+
+        stage.node.devices = count  # type: ignore[method-assign,assignment]
+        stage.node.end(stage.node.spawned[1], -9)
+        await stage.until(lambda: stage.routed() == ["m/1#0.0"])
+        await stage.until_quiet()
+        assert 1 <= asked <= 3
+        assert stage.states() == {"m/1": "READY"}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.lifecycle.policy import aspired, dangling_labels, labels_of, missing, to_drain
+from gateway.lifecycle.policy import aspired, dangling_labels, labels_now, missing, to_drain
 from gateway.lifecycle.state import State
 from gateway.store.manifest import ModelConfig, VersionPolicy
 from gateway.store.source import Artifact
@@ -97,8 +97,19 @@ def test_the_model_never_serves_fewer_versions_than_are_wanted_if_it_could(
     assert going == sorted(going)
 
 
-def test_labels_are_those_of_versions_that_are_there() -> None:
+def test_labels_of_versions_that_are_not_there_are_told() -> None:
     config = ModelConfig(version_labels={"stable": 1, "old": 1, "canary": 7})
-    assert labels_of(config, [1, 2]) == {1: ["old", "stable"]}
     assert dangling_labels(config, [1, 2]) == ["label 'canary' points to version 7, which is not served"]
-    assert (labels_of(ModelConfig(), [1]), dangling_labels(ModelConfig(), [1])) == ({}, [])
+    assert dangling_labels(ModelConfig(), [1]) == []
+
+
+def test_a_label_moves_when_the_version_it_is_to_name_serves_and_not_before() -> None:
+    before = labels_now({"stable": 1}, {1}, {})
+    assert before == {"stable": 1}
+    assert labels_now({"stable": 2}, {1}, before) == {"stable": 1}
+    assert labels_now({"stable": 2}, {1, 2}, before) == {"stable": 2}
+
+
+def test_a_label_whose_versions_do_not_serve_names_the_one_that_it_should() -> None:
+    assert labels_now({"stable": 2}, set(), {"stable": 1}) == {"stable": 2}
+    assert labels_now({}, {1}, {"stable": 1}) == {}

@@ -4,6 +4,7 @@ import pytest
 from stage import PATIENCE, Stage, artifact, staged
 
 from gateway.errors import OutOfMemory, VersionNotFound
+from gateway.lifecycle import keeper
 from gateway.lifecycle import residency as module
 from gateway.lifecycle.placement import CPU, LEAST_BYTES, Device
 from gateway.lifecycle.state import State
@@ -48,7 +49,8 @@ async def test_a_cold_model_is_loaded_for_a_request_and_the_least_recently_used_
     async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
         of_ten_bytes(stage)
         await stage.serve()
-        stage.usage = {("a", 1): (3.0, 0), ("b", 1): (1.0, 0), ("c", 1): (2.0, 0)}
+        now = asyncio.get_running_loop().time()
+        stage.usage = {("a", 1): (now + 3, 0), ("b", 1): (now + 1, 0), ("c", 1): (now + 2, 0)}
         await wake(stage, "d")
         assert stage.states() == {"a/1": "READY", "b/1": "COLD", "c/1": "READY", "d/1": "READY"}
         assert stage.residency.account.evictions == {("b", 1): 1}
@@ -127,7 +129,7 @@ async def test_a_measured_footprint_counts_from_then_on_also_for_the_next_start(
         stage.node.private = {"a": 20, "b": 20}
         await stage.serve()
         assert stage.footprints.known == {"a": 20, "b": 20}
-        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.look_at_memory()
         assert sorted(stage.states().values()) == ["COLD", "READY"], "together they are over the budget"
 
 
@@ -137,7 +139,7 @@ async def test_a_model_that_grows_over_the_budget_makes_others_go() -> None:
         await stage.serve()
         stage.usage = {("a", 1): (9.0, 1), ("b", 1): (1.0, 0), ("c", 1): (2.0, 0)}
         stage.node.grown = {"a": 5}
-        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.look_at_memory()
         assert stage.states() == {"a/1": "READY", "b/1": "COLD", "c/1": "READY"}
 
 
@@ -146,10 +148,10 @@ async def test_an_instance_over_its_memory_limit_is_ended_alone_and_its_requests
         of_ten_bytes(stage)
         await stage.serve()
         stage.node.grown = {"a": 5, "b": 50}
-        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.look_at_memory()
         assert not stage.died
         stage.node.grown = {"a": 6, "b": 50}
-        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.look_at_memory()
         stage.node.grown = {}
         await stage.until(lambda: len(stage.node.running) == 2)
         assert [(died.instance.split("#")[0], died.error_code) for died in stage.died] == [("a/1", "out_of_memory")]
@@ -160,13 +162,28 @@ async def test_before_the_machine_runs_out_of_memory_the_instance_that_has_grown
     async with staged(*map(artifact, "abc")) as stage:
         await stage.serve()
         stage.node.grown = {"a": 5, "b": 50}
-        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.look_at_memory()
         await stage.until_quiet()
         assert not stage.died
         stage.node.left = module.LAST_BYTES - 1
-        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.look_at_memory()
         await stage.until_quiet()
         assert [(died.instance.split("#")[0], died.error_code) for died in stage.died] == [("b/1", "out_of_memory")]
+
+
+async def test_what_leaked_slowly_has_grown_most_however_often_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FRESH_SECONDS", -1.0)
+    async with staged(*map(artifact, "ab")) as stage:
+        await stage.serve()
+        for leaked in (10, 20, 30):
+            stage.node.grown = {"a": leaked}
+            stage.node.private = {"a": leaked}
+            await stage.look_at_memory()
+        stage.node.grown = {"a": 30, "b": 25}
+        stage.node.left = module.LAST_BYTES - 1
+        await stage.look_at_memory()
+        await stage.until_quiet()
+        assert [died.instance.split("#")[0] for died in stage.died] == ["a/1"]
 
 
 async def test_a_replacement_is_measured_too() -> None:
@@ -175,9 +192,9 @@ async def test_a_replacement_is_measured_too() -> None:
         await stage.serve()
         stage.node.end(stage.node.spawned[0], -9)
         await stage.until(lambda: stage.routed("a") == ["a/1#0.1"])
-        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.look_at_memory()
         stage.node.grown = {"a": 6}
-        await stage.manager.look_at_memory(stage.ask_usage)
+        await stage.look_at_memory()
         await stage.until_quiet()
         assert [died.error_code for died in stage.died] == ["instance_died", "out_of_memory"]
 
@@ -189,7 +206,7 @@ async def test_a_model_idle_for_longer_than_its_idle_ttl_goes_cold() -> None:
         stage.version("a").ready_since = now - 100
         for last_used, under_way, expected in ((now - 1, 0, "READY"), (now - 9, 1, "READY"), (now - 9, 0, "COLD")):
             stage.usage = {("a", 1): (last_used, under_way)}
-            await stage.manager.look_at_memory(stage.ask_usage)
+            await stage.look_at_memory()
             await stage.publish()
             assert stage.states() == {"a/1": expected, "b/1": "READY"}
 
@@ -237,6 +254,69 @@ async def test_a_cold_version_is_unloaded_and_loaded_like_any_other() -> None:
         assert stage.states()["d/1"] == "READY"
         assert stage.version("d").state is State.READY
         assert len(stage.node.running) == 3
+
+
+async def test_what_was_loaded_a_moment_ago_and_not_used_yet_is_not_the_first_to_go() -> None:
+    async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        now = asyncio.get_running_loop().time()
+        stage.version("c").ready_since = now + 5
+        stage.usage = {("a", 1): (now + 2, 0), ("b", 1): (now + 1, 0)}
+        await wake(stage, "d")
+        assert stage.states()["b/1"] == "COLD"
+
+
+async def test_a_version_that_is_given_up_holds_no_memory() -> None:
+    async with staged(artifact("a"), artifact("b"), budgets={"cpu": 12}) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        resident = stage.node.spawned[0].artifact.model
+        other = "b" if resident == "a" else "a"
+        stage.node.on_spawn = lambda instance: stage.node.fail(instance, "disk full")
+        stage.node.end(stage.node.spawned[0], 1)
+        await stage.until(lambda: stage.states()[f"{resident}/1"] == "FAILED")
+        await stage.until_quiet()
+        assert not stage.residency.account.held
+        stage.node.on_spawn = stage.node.succeed
+        await wake(stage, other)
+        assert stage.states()[f"{other}/1"] == "READY"
+
+
+async def test_a_cold_version_beside_one_that_serves_stays_cold_if_there_is_no_room_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    versions = [artifact("a", number, version_policy="all") for number in (1, 2)]
+    async with staged(*versions, artifact("b"), artifact("c"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        await stage.unload_until_cold("a", 1)
+        cold = stage.version("a", 1)
+        stage.usage = dict.fromkeys(stage.manager.versions, (1.0, 1))
+        with pytest.raises(OutOfMemory):
+            await stage.manager.wake(*cold.key)
+        assert cold.state is State.COLD
+        stage.usage = {}
+        await stage.manager.wake(*cold.key)
+        assert cold.state is State.READY
+
+
+async def test_a_replacement_that_was_to_come_does_not_come_after_its_version_went_cold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with staged(artifact("a")) as stage:
+        await stage.serve()
+        stage.node.end(stage.version("a").instances[0], -9)
+        await stage.until(lambda: stage.routed("a") == ["a/1#0.1"])
+        monkeypatch.setattr(keeper, "FIRST_BACKOFF_SECONDS", 0.05)  # the second quick death makes the next start wait
+        stage.node.end(stage.version("a").instances[0], -9)
+        await stage.until(lambda: stage.routed("a") == [])
+        assert await stage.manager.loader.evict(("a", 1))
+        await wake(stage, "a")
+        await asyncio.sleep(0.2)  # longer than the wait that was under way: what must not come would have come
+        assert len(stage.version("a").instances) == 1
+        assert len(stage.node.running) == 1
 
 
 GPUS = [CPU, Device("cuda:0", "a"), Device("cuda:1", "b")]

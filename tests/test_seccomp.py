@@ -1,4 +1,5 @@
 import errno
+import mmap
 import os
 import platform
 import re
@@ -205,6 +206,26 @@ def test_a_confined_process_may_do_this_or_may_not(helpers: Any, uid: int, name:
         pytest.skip("only root can become nobody")
     act = REFUSED.get(name) or ALLOWED[name]
     assert helpers.in_child(confined(act), uid) == ("EPERM" if name in REFUSED else "done")
+
+
+@pytest.mark.skipif(not seccomp.available(), reason="the kernel has no seccomp filters")
+def test_memory_that_no_limit_counts_is_refused_and_a_mapping_of_a_file_is_not(helpers: Any) -> None:
+    arena = os.memfd_create("arena")
+    os.ftruncate(arena, 1 << 20)
+
+    def act() -> list[str]:
+        mmap.mmap(arena, 1 << 20).close()
+        mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+        said = []
+        for flags in (mmap.MAP_SHARED, 0x03):  # 3 is MAP_SHARED_VALIDATE
+            try:
+                mmap.mmap(-1, 1 << 20, flags=flags | mmap.MAP_ANONYMOUS)
+            except OSError as error:
+                said.append(errno.errorcode[error.errno or 0])
+        return said
+
+    assert helpers.in_child(confined(act)) == ["ENOMEM", "ENOMEM"]
+    os.close(arena)
 
 
 @pytest.mark.skipif(not seccomp.available(), reason="the kernel has no seccomp filters")

@@ -92,12 +92,13 @@ class Worker:
                 await self._apply()
                 self._stream.send(Applied(epoch=message.epoch))
                 self.routed.set()
+                server.should_exit = server.should_exit or message.stopping
             else:
                 self._hear(message)
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(ModelNotReady("the server is stopping"))
-        server.should_exit = True
+        server.should_exit = True  # the supervisor is gone
 
     def _hear(self, message: ToWorker) -> None:
         """Act on anything but new routes."""

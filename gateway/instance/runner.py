@@ -79,7 +79,15 @@ class Runner:
                 if instance == message.instance:
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
         else:
-            self._fork(message, *fds)
+            try:
+                self._fork(message, *fds)
+            except (OSError, TypeError) as error:
+                # No process, or no descriptors, to be had now: one instance the less, and no reason to end all others.
+                print(f"cannot fork: {error}", file=sys.stderr)  # noqa: T201 - the supervisor's stderr
+                self._control.send(pack(Exited(instance=message.instance, exit_code=os.EX_OSERR)))
+                for fd in fds:
+                    with contextlib.suppress(OSError):
+                        os.close(fd)
         return True
 
     def _fork(self, spawn: Spawn, control_fd: int, output_fd: int) -> None:
@@ -89,10 +97,10 @@ class Runner:
         pid = os.fork()
         if pid == 0:
             self._become_instance(spawn, control_fd, output_fd, parent)
+        fd = os.pidfd_open(pid)
         self._control.send(pack(Forked(instance=spawn.instance, pid=pid)))
         os.close(control_fd)
         os.close(output_fd)
-        fd = os.pidfd_open(pid)
         self._children[fd] = pid, spawn.instance
         self._poll.register(fd, select.POLLIN)
 

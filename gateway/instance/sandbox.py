@@ -47,7 +47,6 @@ _SYSTEM = (
     "/proc/sys/vm/overcommit_memory",
     "/sys/devices/system",
     "/sys/kernel/mm/transparent_hugepage",
-    "/dev/zero",
     "/dev/random",
     "/dev/urandom",
 )

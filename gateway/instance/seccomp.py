@@ -41,8 +41,9 @@ _PRCTL = (3, 15, 16, 21, 23, 29, 30, 39, 41, 42, 0x53564D41)
 _FCNTL = (8, 10, 15, 1026)
 # FIOSETOWN, SIOCSPGRP: as above. TIOCSTI, TIOCLINUX: typing into a terminal.
 _IOCTL = (0x8901, 0x8902, 0x5412, 0x541C)
-# A CUDA driver listens on a Unix socket and makes memfds. Neither reaches anything while connect is refused.
-_OF_A_GPU = frozenset({"socket", "socketpair", "bind", "listen", "memfd_create"})
+# A CUDA driver listens on a Unix socket, and makes memfds and shared mappings. None reaches anything without connect.
+_OF_A_GPU = frozenset({"socket", "socketpair", "bind", "listen", "memfd_create", "mmap"})
+_MAP_SHARED_ANONYMOUS = 0x21
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ def rules(*, gpu: bool) -> list[Rule]:
         for call in ("socket", "socketpair"):
             conditional.append(_unless(call, 0, socket.AF_UNIX))
             conditional.append(_unless(call, 1, socket.SOCK_STREAM, socket.SOCK_SEQPACKET, mask=0xF))
+    else:
+        # Memory that no limit counts and that is nobody's in particular.
+        conditional.append(Rule("mmap", (Test(3, (_MAP_SHARED_ANONYMOUS,), _MAP_SHARED_ANONYMOUS),), errno.ENOMEM))
     settled = {rule.call for rule in conditional} | (_OF_A_GPU if gpu else set())
     # creat makes a file and nothing else; the other calls that make files are Landlock's.
     return conditional + [Rule(call) for call in NUMBERS if call not in settled and call != "creat"]

@@ -95,6 +95,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "mknod": (133, None),
     "mknodat": (259, 33),
     # memory and queues that outlive a process or are nobody's
+    "mmap": (9, 222),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),

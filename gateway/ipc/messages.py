@@ -184,7 +184,7 @@ class AskUsage(Message):
 
 
 class Collect(Message):
-    """Send what has been counted since the last time."""
+    """Send what has been counted."""
 
     ticket: int
 
@@ -211,7 +211,7 @@ class Applied(Message):
 
 
 class Counts(Message):
-    """Answer to Collect: the worker's counters since the last time, as gateway.metrics packs them."""
+    """Answer to Collect: all that the worker has counted since its start, as gateway.metrics packs it."""
 
     ticket: int
     packed: bytes

@@ -68,7 +68,9 @@ class Keeper:
         self._tell_died = tell_died
         self._load_timeout = load_timeout
         self._drain_timeout = drain_timeout
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.on_end: Callable[[Version], None] = lambda _: None
+        """Called when the processes of a version have ended for good."""
+        self._replacing: dict[Version, set[asyncio.Task[None]]] = {}
         self._closing = False
 
     async def start_all(self, version: Version) -> None:
@@ -139,44 +141,51 @@ class Keeper:
             self._watch(version, instance)
 
     def _watch(self, version: Version, instance: Instance) -> None:
+        tasks = self._replacing.setdefault(version, set())
         task = asyncio.create_task(self._replace_when_dead(version, instance))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def _replace_when_dead(self, version: Version, instance: Instance) -> None:
         """Wait for an instance's end and, if the version is still wanted, start another in its place."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         code = await asyncio.shield(instance.exited)
+        lived = loop.time() - started
         if not version.is_ready() or self._closing or instance not in version.instances:
             return
         version.instances.remove(instance)
         log.warning("instance %s ended (%s) and is replaced", instance.name, how_it_ended(code))
         self.restarts[version.title, how_it_ended(code)] += 1
-        await self._publish()
-        version.quick_deaths = version.quick_deaths + 1 if loop.time() - started < QUICK_SECONDS else 0
-        if version.quick_deaths > QUICK_DEATHS:
-            await self._give_up(
-                version,
-                f"its instances ended {version.quick_deaths} times in a row, the last one by {how_it_ended(code)}",
-            )
-            return
-        if version.quick_deaths > 1:
-            await asyncio.sleep(backoff(version.quick_deaths - 1))
-        await self._replace(version, instance)
+        version.quick_deaths = version.quick_deaths + 1 if lived < QUICK_SECONDS else 0
+        try:
+            await self._publish()
+            if version.quick_deaths > QUICK_DEATHS:
+                times = (
+                    f"its instances ended {version.quick_deaths} times in a row, the last one by {how_it_ended(code)}"
+                )
+                await self._give_up(version, times)
+                return
+            if version.quick_deaths > 1:
+                await asyncio.sleep(backoff(version.quick_deaths - 1))
+            await self._replace(version, instance)
+        except Exception:
+            log.exception("replacing %s failed", instance.name)
 
     async def _replace(self, version: Version, dead: Instance) -> None:
         """Start an instance in a dead one's place and publish it; if none can be started, give the version up."""
+        rounds = 0
         while version.is_ready() and not self._closing:
             try:
                 device = await self._device_for(version, dead)
                 another, ready = await self._start_patiently(version, dead.index, device, GatewayError)
             except GatewayError as error:
-                if version.instances:
-                    continue  # the others serve on; this one is tried again, ever more slowly
-                if version.is_ready():
+                if not version.instances:
                     await self._give_up(version, f"no instance can be started any more: {error.message}")
-                return
+                    return
+                rounds += 1  # the others serve on; this one is tried again, ever more slowly
+                await asyncio.sleep(backoff(STARTS + rounds))
+                continue
             if not version.is_ready():
                 self._node.stop(another)
                 return
@@ -197,6 +206,8 @@ class Keeper:
 
     async def _give_up(self, version: Version, reason: str) -> None:
         """A version whose instances cannot be started is FAILED, and what is left of it ended."""
+        if not version.is_ready():
+            return  # it is let go already
         version.become(State.FAILED, reason)
         log.error("%s FAILED: %s", version.title, reason)
         await self._publish()
@@ -204,6 +215,8 @@ class Keeper:
 
     async def end(self, version: Version) -> None:
         """End a version's processes: those that serve when they have answered what they have, the others now."""
+        for task in self._replacing.pop(version, set()) - {asyncio.current_task()}:
+            task.cancel()
         for instance in version.starting:
             self._node.stop(instance, kill=True)
         for instance in version.instances:
@@ -216,10 +229,13 @@ class Keeper:
             await asyncio.wait(exits, timeout=self._drain_timeout)
         version.instances.clear()
         version.devices.clear()
+        version.ready = None
+        self.on_end(version)
 
     async def close(self) -> None:
         """Replace nothing any more."""
         self._closing = True
-        for task in self._tasks:
+        tasks = [task for tasks in self._replacing.values() for task in tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

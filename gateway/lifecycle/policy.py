@@ -48,14 +48,15 @@ def to_drain(unwanted: Mapping[int, State], wanted: Collection[State]) -> list[i
     return sorted([*useless, *serving[failed:]])
 
 
-def labels_of(config: ModelConfig, versions: Iterable[int]) -> dict[int, list[str]]:
-    """The labels of each of these versions that has any, in alphabetical order."""
-    there = set(versions)
-    labels: dict[int, list[str]] = {}
-    for label, version in sorted(config.version_labels.items()):
-        if version in there:
-            labels.setdefault(version, []).append(label)
-    return labels
+def labels_now(wanted: Mapping[str, int], serving: Collection[int], before: Mapping[str, int]) -> dict[str, int]:
+    """Which version each label names now, given which it should, which versions serve and what it named before.
+
+    A label moves when the version that it is to name serves; till then it stays where it is, if that serves still.
+    """
+    return {
+        label: version if version in serving or (old := before.get(label, version)) not in serving else old
+        for label, version in wanted.items()
+    }
 
 
 def dangling_labels(config: ModelConfig, versions: Iterable[int]) -> list[str]:

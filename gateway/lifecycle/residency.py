@@ -81,6 +81,7 @@ class Residency:
         self._digests: dict[Version, str] = {}
         self._baselines: WeakKeyDictionary[Instance, tuple[int, int]] = WeakKeyDictionary()
         # private and anonymous bytes when measured
+        self._born: WeakKeyDictionary[Instance, int] = WeakKeyDictionary()  # anonymous bytes at the first measurement
         self._growth: WeakKeyDictionary[Instance, int] = WeakKeyDictionary()
         self._measured: WeakKeyDictionary[Version, float] = WeakKeyDictionary()
 
@@ -152,7 +153,7 @@ class Residency:
                 continue
             last_used, under_way = (usage or {}).get(version.key, (0.0, 0))
             free = version.key in (evictable or ()) and not under_way
-            found.append(Resident(version.key, holds, last_used, evictable=free))
+            found.append(Resident(version.key, holds, max(last_used, version.ready_since), evictable=free))
         return found
 
     def release(self, version: Version) -> None:
@@ -160,11 +161,15 @@ class Residency:
         self.account.held.pop(version, None)
         self._digests.pop(version, None)
 
-    def evicted(self, version: Version) -> None:
-        """The same, and its memory was wanted for others."""
+    def count_eviction(self, version: Version) -> None:
+        """A version is about to give its memory back."""
         self.account.evictions[version.key] += 1
         self.account.reclaimed.update(self.account.held.get(version, {}))
-        self.release(version)
+
+    def oldest(self, usage: UsageOf, evictable: set[Key]) -> list[Key]:
+        """Those of these versions that are idle, the least recently used first."""
+        idle = [resident for resident in self._residents(None, usage, evictable) if resident.evictable]
+        return [resident.key for resident in sorted(idle, key=lambda resident: resident.last_used)]
 
     async def measure(self, version: Version) -> str:
         """Measure a version that has just become ready and remember it; a sentence if it can never fit its budget."""
@@ -175,6 +180,7 @@ class Residency:
         holds: Counter[str] = Counter()
         for instance, footprint in footprints.items():
             self._baselines[instance] = footprint.private, footprint.anonymous
+            self._born.setdefault(instance, footprint.anonymous)
             holds["cpu"] += footprint.private
             if instance.device.name != "cpu":
                 holds[instance.device.name] += footprint.gpu
@@ -206,8 +212,8 @@ class Residency:
             for instance in version.instances:
                 if instance in grown:
                     base, anonymous = self._baselines[instance]
-                    self._growth[instance] = max(0, grown[instance] - anonymous)
-                    private[instance] = base + self._growth[instance]
+                    self._growth[instance] = grown[instance] - self._born[instance]
+                    private[instance] = base + max(0, grown[instance] - anonymous)
             if private:
                 self.account.held[version] = {**self.account.held.get(version, {}), "cpu": sum(private.values())}
             limit = version.artifact.config.memory_limit_bytes

@@ -18,7 +18,6 @@ class Version:
     reason: str = ""
     refusal: str = ""
     """Code of the error that requests get while it is FAILED."""
-    labels: list[str] = field(default_factory=list)
     rejected: Artifact | None = None
     """Newer files of the same version, which failed to load; this one serves on."""
     devices: list[Device] = field(default_factory=list)
@@ -60,8 +59,8 @@ class Version:
         """Whether a request for it is answered, at once or after a load."""
         return self.state in (State.READY, State.COLD)
 
-    def route(self) -> VersionRoute:
-        """The version as the HTTP workers need to know it."""
+    def route(self, labels: list[str]) -> VersionRoute:
+        """The version, with its labels, as the HTTP workers need to know it."""
         artifact = self.artifact
         cold = self.dormant and self.state in (State.DRAINING, State.LOADING)
         return VersionRoute(
@@ -74,6 +73,6 @@ class Version:
             config=artifact.config,
             ready=self.ready if self.is_ready() else None,
             instances=[instance.address for instance in self.instances] if self.is_ready() else [],
-            labels=self.labels,
+            labels=labels,
             refusal=self.refusal,
         )

@@ -14,6 +14,7 @@ TEXT = 2000
 """Characters of a name or a sentence."""
 NOTES = 100
 ROWS = 1 << 31
+MEMORY = 1 << 50
 
 
 def objection(ready: Ready, platform: str) -> str | None:
@@ -25,6 +26,7 @@ def objection(ready: Ready, platform: str) -> str | None:
         (len(ready.signatures) > SIGNATURES, f"{len(ready.signatures)} signatures"),
         (len(ready.notes) > NOTES or max(map(len, texts)) > TEXT, "too many words"),
         (not math.isfinite(ready.load_seconds) or ready.load_seconds < 0, "a load that took no time there is"),
+        (not 0 <= (ready.device_memory or 0) < MEMORY, "an absurd amount of memory"),
         (not _may_batch(ready.batching), "an absurd batch size"),
         (not all(map(_possible, ready.signatures.items())), "an absurd signature"),
     )

@@ -68,7 +68,8 @@ def _measure(instances: Sequence[Instance], on_gpus: Mapping[tuple[int, str], in
         with contextlib.suppress(OSError):
             private, pss = read_memory(instance.pid)
             device, own = instance.device.name, instance.ready.result().device_memory
-            gpu, source = gpu_footprint(instance.pid, device, on_gpus, own) or (0, "")
+            found_there = gpu_footprint(instance.pid, device, on_gpus, own) if device != "cpu" else None
+            gpu, source = found_there or (0, "")
             found[instance] = Footprint(private, pss, read_anonymous(instance.pid), gpu, source)
     return found
 

@@ -34,8 +34,8 @@ LOOK_SECONDS = 1.0
 """How often the temporary folder of an instance is looked at."""
 GIVE_WAY_SECONDS = 5.0
 """For so long a load in the background lets everybody else go first."""
-MAX_FROM_INSTANCE = 4 << 20
-"""No model has signatures that take more."""
+MAX_FROM_INSTANCE = 256 << 10
+"""Of a Ready: no model has signatures that take more, and every worker gets a copy with each change of the routes."""
 
 
 @dataclass(eq=False)

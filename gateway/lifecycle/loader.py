@@ -1,0 +1,197 @@
+"""Loads a version and lets it go again: room, place, start and measure; drain, or make it COLD."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from gateway.errors import GatewayError, LoadFailed, OutOfMemory
+from gateway.lifecycle.keeper import Keeper
+from gateway.lifecycle.placement import LEAST_BYTES, place
+from gateway.lifecycle.registry import Registry
+from gateway.lifecycle.residency import NoRoom, Residency, UsageOf
+from gateway.lifecycle.state import State
+from gateway.lifecycle.version import Version
+from gateway.nodes.node import Node
+from gateway.store.source import Key
+
+log = logging.getLogger("gateway.loader")
+
+TURN_SECONDS = 5.0
+"""A load that takes longer gives its turn to the next one, so that a few that hang do not stop all others."""
+_COLD = "loaded by its first request"
+
+
+class Loader:
+    """Acts on single versions; whoever calls `load` or `drain` holds the lock of their model."""
+
+    def __init__(self, registry: Registry, node: Node, keeper: Keeper, residency: Residency) -> None:
+        self._registry = registry
+        self._node = node
+        self._keeper = keeper
+        self._residency = residency
+        self._turns = asyncio.Semaphore(max(2, os.cpu_count() or 1))
+        self._tidying: asyncio.Task[None] | None = None
+        keeper.on_end = residency.release
+
+    async def load(self, version: Version, *, evict: bool) -> None:
+        """From NEW or COLD to READY or FAILED, or to COLD where there is no room without evicting."""
+        registry = self._registry
+        listed = registry.versions.get(version.key) is version  # and not yet only a successor
+        version.become(State.LOADING)
+        if listed and not version.dormant:
+            await registry.publish()
+        started = asyncio.get_running_loop().time()
+        failure: GatewayError | None = None
+        room = False
+        try:
+            room = await self._start(version, evict=evict)
+        except NoRoom as error:
+            failure = self._no_room(version, error)
+        except GatewayError as error:
+            failure = error
+        except Exception:  # whatever goes wrong with one model, the others are served
+            log.exception("loading %s failed", version.title)
+            failure = LoadFailed("internal error; the log tells more")
+        if failure is not None:
+            self._fail(version, failure)
+        elif room:
+            version.ready_since = asyncio.get_running_loop().time()
+            version.load_seconds = version.ready_since - started
+            version.become(State.READY)
+            self._keeper.watch(version)
+        else:
+            self._residency.release(version)
+            version.devices.clear()
+            version.become(State.COLD, version.reason or _COLD)
+        version.dormant = False
+        if listed:
+            await registry.publish()
+        if version.is_ready():
+            await self._measure(version)
+
+    def _no_room(self, version: Version, error: NoRoom) -> GatewayError | None:
+        """What is new fails if another version of the model serves; everything else becomes COLD and is tried again."""
+        version.reason = error.message
+        beside = [other for other in self._registry.of(version.key[0]) if other is not version and other.is_ready()]
+        return NoRoom(f"{error.message}; {beside[0].title} serves on") if beside and not version.dormant else None
+
+    def _fail(self, version: Version, failure: GatewayError) -> None:
+        self._residency.release(version)
+        version.devices.clear()
+        version.become(State.FAILED, failure.message, OutOfMemory.code if isinstance(failure, OutOfMemory) else "")
+        log.warning("%s FAILED: %s", version.title, failure.message)
+
+    async def _start(self, version: Version, *, evict: bool) -> bool:
+        """Place a version, make room for it and start its instances; False if there is no room without evicting."""
+        artifact, residency = version.artifact, self._residency
+        if artifact.problem:
+            raise LoadFailed(artifact.problem)
+        cuda = await self._node.cuda(artifact.framework)
+        need = await residency.need_on_gpu(version)
+        memory = await self._node.memory()
+        free, load = residency.unreserved(memory), self._load_by_device()
+        version.devices = place(artifact.config.groups, self._node.devices(), load, free, need, cuda=cuda)
+        # Noted before anything else is waited for, so that models which load together are spread over the devices.
+        residency.reserve(version, need or LEAST_BYTES)
+        if not await residency.make_room(version, self.evict if evict else None, self.evictable):
+            return False
+        async with self._turns:
+            starting = asyncio.create_task(self._keeper.start_all(version))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(starting), TURN_SECONDS)
+        try:
+            await starting
+        finally:
+            starting.cancel()  # nothing if it is done
+        return True
+
+    async def _measure(self, version: Version) -> None:
+        """Measure what a version really takes; one that can never fit its budget is FAILED after all."""
+        never = await self._residency.measure(version)
+        if never and version.is_ready():
+            version.become(State.FAILED, never, OutOfMemory.code)
+            log.warning("%s FAILED: %s", version.title, never)
+            await self._registry.publish()
+            await self._keeper.end(version)
+
+    def _load_by_device(self) -> Counter[str]:
+        return Counter(device.name for version in self._registry.versions.values() for device in version.devices)
+
+    async def drain(self, version: Version, *, announce: bool = True) -> None:
+        """Take a version out of the routes, let its instances answer what they have, and end them."""
+        if version.state not in (State.READY, State.FAILED, State.COLD):
+            return
+        version.become(State.DRAINING, "unloading")
+        if announce:
+            await self._registry.publish()
+        await self._keeper.end(version)
+        version.become(State.UNLOADED, "unloaded")
+        if announce:
+            await self._registry.publish()
+
+    # Cold versions
+
+    def evictable(self) -> set[Key]:
+        """READY versions that may go cold: not pinned, and with nothing else going on with their model."""
+        return {
+            version.key
+            for version in self._registry.versions.values()
+            if version.is_ready()
+            and not version.artifact.config.pinned
+            and not self._registry.lock(version.key[0]).locked()
+        }
+
+    async def evict(self, key: Key) -> bool:
+        """Make a version COLD; its processes end, and all their memory returns. False if it must stay after all."""
+        if key not in self.evictable():
+            return False
+        async with self._registry.lock(key[0]):
+            version = self._registry.versions.get(key)
+            if version is None or not version.is_ready():
+                return False  # somebody else had waited for the lock
+            version.dormant = True
+            version.become(State.DRAINING, _COLD)
+            await self._registry.publish()
+            self._residency.count_eviction(version)
+            await self._keeper.end(version)
+            version.dormant = False
+            version.become(State.COLD, _COLD)  # which is what the routes say already
+        return True
+
+    async def look_at_memory(self, usage_of: Callable[[], Awaitable[UsageOf]]) -> None:
+        """Called from time to time: end what is over its limit, and begin to let go what is idle or over the budget."""
+        await self._residency.sample(self._registry.versions.values())
+        self._residency.save_the_machine()
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._tidy(usage_of))
+
+    async def tidied(self) -> None:
+        """Wait until what `look_at_memory` has begun is done."""
+        if self._tidying is not None:
+            await self._tidying
+
+    async def _tidy(self, usage_of: Callable[[], Awaitable[UsageOf]]) -> None:
+        limited = [
+            each for each in self._registry.versions.values() if each.is_ready() and each.artifact.config.idle_ttl
+        ]
+        if not limited and not self._residency.excess():
+            return
+        usage = await usage_of()
+        now = asyncio.get_running_loop().time()
+        for version in limited:
+            last_used, under_way = usage.get(version.key, (0.0, 0))
+            if not under_way and now - max(last_used, version.ready_since) > (version.artifact.config.idle_ttl or 0.0):
+                await self.evict(version.key)
+        for key in self._residency.oldest(usage, self.evictable()):
+            if not self._residency.excess():
+                break
+            await self.evict(key)
+
+    async def close(self) -> None:
+        """Let go of nothing any more."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
