@@ -50,7 +50,7 @@ def test_inference_is_documented_with_its_request_its_response_and_its_errors(ga
         assert {"model_name", "model_version", "outputs"} <= set(answer["properties"])
         assert {"400", "404", "413", "500", "503"} <= set(operation["responses"])
         headers = [each["name"] for each in operation["parameters"] if each["in"] == "header"]
-        assert headers == ["Inference-Header-Content-Length", "X-Request-Timeout"]
+        assert headers == ["Inference-Header-Content-Length", "X-Request-Timeout", "X-Envoy-Expected-Rq-Timeout-Ms"]
 
 
 def test_every_documented_get_without_a_parameter_answers(gateway: Any) -> None:
