@@ -556,6 +556,7 @@ async def test_models_that_hang_while_they_load_do_not_hold_up_the_others(monkey
         )
         serving = asyncio.create_task(stage.manager.reconcile(Inventory(stage.store)))
         await stage.until(lambda: bool(stage.tables) and stage.states().get("good/1") == "READY")
+        assert not serving.done(), "the others hang still"
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
 
