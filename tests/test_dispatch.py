@@ -21,7 +21,7 @@ from gateway.ipc.framing import ALONE, RequestHeader, ResultHeader, TensorHeader
 from gateway.ipc.messages import Batching, Ready, VersionRoute
 from gateway.routing import RoutingTable, Target
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import Signature, TensorSpec
+from gateway.tensors import Signature, TensorSpec, pack_bytes
 
 REQUEST_SECONDS = 30.0
 
@@ -40,6 +40,10 @@ class Call:
     def answer(self, numbers: int = 1) -> None:
         header = ResultHeader((TensorHeader("y", "FP32", (numbers,), 4 * numbers),))
         self.on_reply(Reply(None, header, [memoryview(bytes(4 * numbers))], 0.0, 0.0, 1, 0.0))
+
+    def answer_with(self, datatype: str, shape: tuple[int, ...], raw: bytes) -> None:
+        header = ResultHeader((TensorHeader("y", datatype, shape, len(raw)),))
+        self.on_reply(Reply(None, header, [memoryview(raw)], 0.0, 0.0, 1, 0.0))
 
     def fail(self, error: GatewayError) -> None:
         self.on_reply(Reply(error, None, (), 0.0, 0.0, 0, 0.0))
@@ -484,6 +488,28 @@ async def test_an_answer_too_large_for_json_says_how_to_ask_for_it(
     bench.calls[0].answer(large_json.FROM)
     status, body, _ = await client.answer()
     assert (status, "binary_data" in body["error"]) == (400, True)
+
+
+async def test_many_strings_are_encoded_in_turns_and_are_whole(bench: Bench) -> None:
+    bench.serve()
+    client = bench.send()
+    words = [f"{number}" for number in range(100_000)]
+    bench.calls[0].answer_with("BYTES", (len(words),), pack_bytes(word.encode() for word in words))
+    turns = 0
+    while not client.wire.got:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > len(words) // 10_000
+    assert (await client.answer())[1]["outputs"][0]["data"] == words
+
+
+@pytest.mark.parametrize("spoilt", [-1, 1])
+async def test_a_large_answer_with_more_or_fewer_strings_than_it_says_is_an_error(bench: Bench, spoilt: int) -> None:
+    bench.serve()
+    client = bench.send()
+    count = large_json.FROM // 4 + 1
+    bench.calls[0].answer_with("BYTES", (count + spoilt,), bytes(4 * count))
+    assert (await client.answer())[0] == 400
 
 
 # Slow bodies

@@ -8,13 +8,16 @@ import msgspec
 import numpy as np
 import orjson
 import pytest
+import simdjson
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import RequestError
 from gateway.http import form as form_module
+from gateway.http import oip_json
 from gateway.http.oip import Body, InferenceRequest, decode, encode_response, raw_shape
 from gateway.http.oip_json import LARGE_JSON, parse
+from gateway.http.tensor_json import has_list_element
 from gateway.ipc.arena import THRESHOLD
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import MAX_HEADER, OFFSET, RequestHeader, ResultHeader, TensorHeader, split_payload
@@ -22,7 +25,16 @@ from gateway.ipc.messages import Batching, Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import Target
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import Array, Buffer, Signature, TensorSpec, array_from_raw, pack_bytes, raw_from_array
+from gateway.tensors import (
+    MAX_STRINGS,
+    Array,
+    Buffer,
+    Signature,
+    TensorSpec,
+    array_from_raw,
+    pack_bytes,
+    raw_from_array,
+)
 
 quick = settings(max_examples=150, deadline=None)
 
@@ -332,6 +344,36 @@ def test_bytes_that_belong_to_no_input_are_refused() -> None:
             decoded(data + more, json_size=size)
     with pytest.raises(RequestError, match="Length"):
         decoded(data, json_size=len(data) + 1)
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_strings_beyond_a_bound_are_refused_before_they_are_looked_at(inputs: int) -> None:
+    words = binary(*((f"words{number}", np.full(MAX_STRINGS // inputs, b"", object)) for number in range(inputs)))
+    decoded(words[0], target_of(OPEN), words[1])
+    more = binary(*((f"words{number}", np.full(MAX_STRINGS // inputs + 1, b"", object)) for number in range(inputs)))
+    with pytest.raises(RequestError, match="BYTES elements"):
+        decoded(more[0], target_of(OPEN), more[1])
+
+
+def test_a_bracket_in_a_string_does_not_have_the_numbers_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(*_: Any) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(oip_json, "has_list_element", looked)
+    decoded(orjson.dumps({"id": 'a["[', **GOOD[0]}) + PADDING)
+    with pytest.raises(AssertionError):
+        decoded(orjson.dumps({**GOOD[0], "parameters": {"more": []}}) + PADDING)
+
+
+def test_a_look_at_the_numbers_makes_no_object_of_each() -> None:
+    count = 400_000
+    data = simdjson.Parser().parse(b"[" + b",".join([b"1"] * count) + b"]")
+    assert isinstance(data, simdjson.Array)
+    begun = time.perf_counter()
+    list(data)
+    one_by_one, begun = time.perf_counter() - begun, time.perf_counter()
+    assert not has_list_element(data, (count,))
+    assert time.perf_counter() - begun < one_by_one
 
 
 ONE = Signature("forward", (TensorSpec("x", "FP32", (-1, 2)),), ())

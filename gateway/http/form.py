@@ -7,7 +7,7 @@ import msgspec
 from gateway.errors import RequestError
 from gateway.ipc.framing import MAX_HEADER, RequestHeader, TensorHeader, encode
 from gateway.routing import Target
-from gateway.tensors import DTYPES, ITEMSIZES, Signature, TensorSpec, element_count, rows_of
+from gateway.tensors import DTYPES, ITEMSIZES, MAX_STRINGS, Signature, TensorSpec, element_count, rows_of
 
 MAX_INPUTS = 4096
 FORMS = 1024
@@ -79,6 +79,9 @@ def checked_form(
         count = element_count(shape)
         size = -1 if datatype == "BYTES" else count * ITEMSIZES[datatype]
         checked.append(FormInput(name, datatype, shape, count, size))
+    strings = sum(each.count for each in checked if each.datatype == "BYTES")
+    if strings > MAX_STRINGS:
+        raise RequestError(f"the request has {strings} BYTES elements, {MAX_STRINGS} are the most")
     missing = target.required[signature.name].difference(names)
     if missing:
         raise RequestError(f"input '{min(missing)}' of model '{target.model}' is missing")
