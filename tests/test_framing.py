@@ -21,6 +21,7 @@ from gateway.ipc.framing import (
     OFFSET,
     RELEASE,
     REPLY_HEAD,
+    REMEMBERED_BYTES,
     REQUEST_HEAD,
     RESULT,
     FrameReader,
@@ -243,6 +244,12 @@ def test_the_store_of_result_headers_is_bounded(monkeypatch: pytest.MonkeyPatch)
     for size in range(100):
         result_header(encode(ResultHeader((TensorHeader("bounded", "UINT8", (size,), size),))))
         assert len(framing._result_headers) <= 10  # noqa: SLF001 - its size is the point
+
+
+def test_a_large_result_header_is_not_kept() -> None:
+    raw = encode(ResultHeader((TensorHeader("x" * REMEMBERED_BYTES, "UINT8", (1,), 1),)))
+    assert result_header(raw).outputs == result_header(raw).outputs
+    assert raw not in framing._result_headers  # noqa: SLF001 - that is the point
 
 
 @quick

@@ -14,13 +14,21 @@ from hypothesis import strategies as st
 
 from gateway.errors import RequestError
 from gateway.http import form as form_module
-from gateway.http import oip_json
+from gateway.http import oip, oip_json
 from gateway.http.oip import Body, InferenceRequest, decode, encode_response, raw_shape
 from gateway.http.oip_json import LARGE_JSON, parse
 from gateway.http.tensor_json import has_list_element
 from gateway.ipc.arena import THRESHOLD
 from gateway.ipc.channel import Channel
-from gateway.ipc.framing import MAX_HEADER, OFFSET, RequestHeader, ResultHeader, TensorHeader, split_payload
+from gateway.ipc.framing import (
+    MAX_HEADER,
+    OFFSET,
+    REMEMBERED_BYTES,
+    RequestHeader,
+    ResultHeader,
+    TensorHeader,
+    split_payload,
+)
 from gateway.ipc.messages import Batching, Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import Target
@@ -488,6 +496,21 @@ def test_forms_are_remembered_only_so_many(monkeypatch: pytest.MonkeyPatch) -> N
     for rows in range(1, 30):
         decoded(orjson.dumps({"inputs": [x_of(*[[1, 2]] * rows)]}), target)
         assert len(target.forms) <= 5
+
+
+def test_a_large_form_is_not_remembered() -> None:
+    target = target_of(OPEN)
+    item = {"name": "x" * REMEMBERED_BYTES, "shape": [1], "datatype": "FP32", "data": [1]}
+    decoded(orjson.dumps({"inputs": [item]}), target)
+    assert not target.forms
+
+
+def test_the_json_of_a_large_result_header_is_not_kept() -> None:
+    before = len(oip._fragments)  # noqa: SLF001 - their size is the point
+    response(InferenceRequest(b"", []), ("y" * 3 * REMEMBERED_BYTES, Y[1]))
+    assert len(oip._fragments) == before  # noqa: SLF001
+    response(InferenceRequest(b"", []), Y)
+    assert len(oip._fragments) == before + 1  # noqa: SLF001
 
 
 def test_what_does_not_fit_is_not_remembered() -> None:

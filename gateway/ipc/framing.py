@@ -174,17 +174,21 @@ def reply_reader() -> FrameReader[ReplyHead]:
 
 HEADERS = 4096
 """Distinct result headers remembered; more of them only costs decoding again."""
+REMEMBERED_BYTES = 2048
+"""Only headers of so many bytes are: a model that names its outputs anew each time must not fill the memory."""
 _result_headers: dict[bytes, ResultHeader] = {}
 _decode_result = msgspec.msgpack.Decoder(ResultHeader).decode
 
 
 def result_header(raw: bytes) -> ResultHeader:
-    """The header of a RESULT frame, the same object for the same bytes; msgspec.DecodeError if it is none."""
+    """The header of a RESULT frame, the same object for the same few bytes; msgspec.DecodeError if it is none."""
     header = _result_headers.get(raw)
     if header is None:
-        if len(_result_headers) >= HEADERS:
-            _result_headers.clear()
-        header = _result_headers[raw] = _decode_result(raw)
+        header = _decode_result(raw)
+        if len(raw) <= REMEMBERED_BYTES:
+            if len(_result_headers) >= HEADERS:
+                _result_headers.clear()
+            _result_headers[raw] = header
     return header
 
 
