@@ -512,6 +512,14 @@ async def test_a_large_answer_with_more_or_fewer_strings_than_it_says_is_an_erro
     assert (await client.answer())[0] == 400
 
 
+@pytest.mark.parametrize(("datatype", "more"), [("WAT", 4), ("FP32", 1)])
+async def test_a_large_answer_that_is_none_is_an_error(bench: Bench, datatype: str, more: int) -> None:
+    bench.serve()
+    client = bench.send()
+    bench.calls[0].answer_with(datatype, (1,), bytes(large_json.FROM + more))
+    assert (await client.answer())[:2] == (500, {"error": "internal error"})
+
+
 # Slow bodies
 
 

@@ -196,7 +196,7 @@ class Inference(Dispatch):
         async def encode() -> None:
             try:
                 tensors = await large_json.encode_in_turns(header, kept, wanted)
-            except GatewayError as error:
+            except Exception as error:  # noqa: BLE001 - looked at there
                 self._not_encoded(error)
             else:
                 self._encode(reply, header, tensors, encoded=True)
