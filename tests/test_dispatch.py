@@ -120,7 +120,7 @@ class Client:
         head, _, body = self.wire.got.partition(b"\r\n\r\n")
         lines = head.decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-        return int(lines[0].split()[1]), json.loads(body), headers
+        return int(lines[0].split()[1]), json.loads(body[: int(headers["content-length"])]), headers
 
     def leave(self) -> None:
         self.wire.closing = True
@@ -229,6 +229,31 @@ async def test_a_request_that_only_waited_at_a_dead_instance_goes_to_another_as_
     bench.calls[1].answer()
     assert (await client.answer())[0] == 200
     assert bench.retries() == 1
+
+
+async def test_a_request_that_is_sent_again_has_no_more_time_than_before(bench: Bench) -> None:
+    bench.state.request_timeout = 0.05
+    first, _ = bench.serve(instances=2)
+    client = bench.send()
+    bench.state.table.drop(first)
+    bench.calls[0].lose()
+    assert len(bench.calls) == 2
+    assert (await client.answer())[0] == 504
+    assert bench.calls[1].channel.cancelled
+
+
+async def test_the_time_of_a_pipelined_request_begins_before_it_is_sent(bench: Bench) -> None:
+    bench.state.request_timeout = 0.05
+    bench.serve()
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}'
+    client = Client(bench, b"POST /v2/models/m/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body) * 2)
+    bench.clients.append(client)
+    bench.calls[0].answer()
+    assert (await client.answer())[0] == 200
+    async with asyncio.timeout(5):
+        while b"HTTP/1.1 504" not in client.wire.got:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.001)
+    assert len(bench.calls) == 2
 
 
 async def test_a_suspect_is_sent_again_alone_and_once(bench: Bench) -> None:

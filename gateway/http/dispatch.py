@@ -238,6 +238,8 @@ class Dispatch:
             if refusal is None:
                 target.counters.retries += 1
                 self._request_id, self._regions, self._region, self._channel = 0, [], None, None
+                if self._timer is None:  # the channel looks only for calls whose time began as they were sent
+                    self._set_alarm()
                 self._send()
                 return
             if self._deaths >= MOST_DEATHS:

@@ -96,6 +96,7 @@ class Inference(Dispatch):
         """The responses before this one on its connection are written."""
         self.has_turn = True
         if self.body.complete:
+            self._set_alarm()  # its time began before it is sent, which the channel does not look for
             self._run()
 
     # Calling the instance
