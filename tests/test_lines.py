@@ -11,8 +11,9 @@ import pytest
 from gateway.http import lines as module
 from gateway.http.lines import Lines
 from gateway.ipc.arena import ExecutionNote, map_readable
-from gateway.ipc.channel import Channel, InstanceLost, Reply
+from gateway.ipc.channel import Channel
 from gateway.ipc.messages import Died, InstanceAddress, VersionRoute
+from gateway.ipc.reply import InstanceLost, Reply
 from gateway.metrics import Counters
 from gateway.store.manifest import ModelConfig
 
@@ -103,7 +104,7 @@ DEATH = Died(instance=NAME, error_code="deadline", reason="too slow")
 
 async def test_a_channel_takes_the_bounds_of_its_models_queue(bench: Bench) -> None:
     channel = await bench.connect()
-    assert (channel.max_rows, channel.max_bytes) == (8, 1000)
+    assert (channel.max_rows, channel.max_bytes, channel.max_executing) == (8, 1000, 2)
 
 
 async def test_requests_wait_for_the_supervisor_to_say_why_their_instance_died(bench: Bench) -> None:

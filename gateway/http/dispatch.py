@@ -12,8 +12,9 @@ from gateway.http.condemned import digest_of
 from gateway.http.retry import MOST_DEATHS, answer_to_loss, culprit
 from gateway.http.waiting import Wish
 from gateway.http.wishes import NONE, OtherVersion
-from gateway.ipc.channel import Channel, InstanceLost, Reply
+from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ALONE
+from gateway.ipc.reply import InstanceLost, Reply
 from gateway.metrics import VersionCounters
 from gateway.routing import NotYet, Target, pick
 

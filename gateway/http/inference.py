@@ -9,8 +9,8 @@ from gateway.errors import GatewayError
 from gateway.http import compression, large_json, oip
 from gateway.http.dispatch import Dispatch
 from gateway.http.responses import error_body, error_headers, response_head, status_of
-from gateway.ipc.channel import Reply
 from gateway.ipc.framing import ResultHeader
+from gateway.ipc.reply import Reply
 from gateway.routing import pick
 from gateway.tensors import Buffer
 

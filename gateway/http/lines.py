@@ -60,6 +60,7 @@ class Lines:
             return
         batching = route.ready.batching.max_batch_size if route.ready else 1
         channel.max_rows = route.config.max_queue_size + batching
+        channel.max_executing = batching + 1
         channel.max_bytes = route.config.queue_bytes
         channel.on_execution = self._counters.of(route.model, str(route.version), route.framework).executed
         self._channels[address.instance] = channel

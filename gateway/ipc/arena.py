@@ -109,10 +109,10 @@ class ExecutionNote:
         """Nothing is being executed any more."""
         self._words[0] = 0
 
-    def read(self) -> frozenset[int]:
-        """The ids in the note, whatever an instance has made of it."""
+    def read(self, most: int = NOTE_BYTES) -> frozenset[int]:
+        """The ids in the note, no more than `most`, whatever an instance has made of it."""
         words = self._words
-        return frozenset(words[1 : 1 + min(words[0], len(words) - 1)].tolist())
+        return frozenset(words[1 : 1 + min(words[0], len(words) - 1, most)].tolist())
 
 
 class CancelNote:
