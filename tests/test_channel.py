@@ -20,6 +20,7 @@ from gateway.ipc.framing import (
     MAX_REPLY,
     OFFSET,
     RELEASE,
+    RELEASE_MEMORY,
     REPLY_HEAD,
     RESULT,
     Failure,
@@ -311,6 +312,17 @@ async def test_an_arena_that_is_used_again_is_not_trimmed(line: Line, monkeypatc
     line.channel.place(b"y" * 100_000, regions)
     await turns(20)
     assert bytes(line.channel.arena.view[NOTE_BYTES : NOTE_BYTES + 3]) == b"yyy"
+
+
+async def test_when_large_replies_have_ceased_the_instance_is_told(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRIM_SECONDS", 0.01)
+    for _ in range(3):
+        number, answer = line.call()
+        line.peer.answer(number, OFFSET.pack(64), in_arena=True)
+        await soon(answer)
+    frames = [(await line.peer.frame())[0][0:4:3] for _ in range(7)]
+    assert frames[-1] == (RELEASE, RELEASE_MEMORY)
+    assert frames[:-1].count((RELEASE, number)) == 1
 
 
 async def test_a_channel_closes_when_it_is_idle(line: Line) -> None:

@@ -19,6 +19,7 @@ from gateway.ipc.framing import (
     INFER,
     OFFSET,
     RELEASE,
+    RELEASE_MEMORY,
     RESULT,
     Failure,
     ReplyHead,
@@ -84,6 +85,8 @@ class Channel(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._sweeper: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
+        self._reply_trimmer: asyncio.TimerHandle | None = None
+        self._lent_at = 0.0
         self._draining = False
         self.closed = False
 
@@ -116,8 +119,9 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Called by asyncio: no call is answered any more, which `settle` tells them."""
         self.closed = True
-        if self._trimmer:
-            self._trimmer.cancel()
+        for timer in (self._trimmer, self._reply_trimmer):
+            if timer:
+                timer.cancel()
         self._close_arenas()
         self._on_lost(self)
 
@@ -276,6 +280,9 @@ class Channel(asyncio.Protocol):
         self._tell(call.on_reply, Reply(error, header, tensors, queue_seconds, compute_seconds, batch_rows, now))
         if header is not None and header.lent:
             self._write(request_frame(RELEASE, request_id))
+            self._lent_at = now
+            if self._reply_trimmer is None:
+                self._reply_trimmer = self._loop.call_later(TRIM_SECONDS, self._trim_replies)
 
     @staticmethod
     def _tell(on_reply: Callable[[Reply], None] | None, reply: Reply) -> None:
@@ -319,6 +326,15 @@ class Channel(asyncio.Protocol):
         self._trimmer = None
         if not self.arena.regions:
             self.arena.trim()
+
+    def _trim_replies(self) -> None:
+        """Have the instance give back the memory of its replies, if none has been in the arena for a while."""
+        left = self._lent_at + TRIM_SECONDS - time.perf_counter()
+        if left > 0:
+            self._reply_trimmer = self._loop.call_later(left, self._trim_replies)
+            return
+        self._reply_trimmer = None
+        self._write(request_frame(RELEASE, RELEASE_MEMORY))
 
     def _close_arenas(self) -> None:
         self.arena.close()

@@ -23,6 +23,8 @@ MAX_REPLY = MAX_OUTPUT + (1 << 20)
 OFFSET = struct.Struct("<Q")
 
 INFER, CANCEL, RELEASE = 1, 2, 3
+RELEASE_MEMORY = 0
+"""In place of a request id in a RELEASE: there will be no large replies for a while."""
 RESULT, FAILURE = 1, 2
 
 LEVEL, ALONE = 0x7F, 0x80
