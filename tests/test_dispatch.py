@@ -546,6 +546,41 @@ async def test_a_large_answer_that_is_none_is_an_error(bench: Bench, datatype: s
     assert (await client.answer())[:2] == (500, {"error": "internal error"})
 
 
+# Bodies on their way
+
+
+def arriving(bench: Bench, *, chunked: bool) -> Client:
+    """A request of which 100,000 bytes, of 200,000, are there."""
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 200000"
+    head = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % length
+    client = Client(bench, head)
+    client.protocol.data_received((b"186a0\r\n" if chunked else b"") + b" " * 100_000)
+    bench.clients.append(client)
+    return client
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_no_more_large_bodies_are_received_than_the_memory_is_for(bench: Bench, chunked: bool) -> None:
+    bench.serve()
+    bench.state.max_arriving = 400_000
+    count = bench.state.max_arriving // (100_000 if chunked else 200_000)
+    clients = [arriving(bench, chunked=chunked) for _ in range(count)]
+    assert bench.state.arriving == bench.state.max_arriving
+    last = arriving(bench, chunked=chunked)
+    last.protocol.data_received(b"\r\n0\r\n\r\n" if chunked else b" " * 100_000)
+    status, _, headers = await last.answer()
+    assert (status, "retry-after" in headers) == (429, True)
+    assert bench.state.arriving == bench.state.max_arriving
+    clients[0].leave()
+    clients[1].protocol.data_received(b"\r\n0\r\n\r\n" if chunked else b" " * 100_000)
+    assert (await clients[1].answer())[0] == 400
+    for client in clients[2:]:
+        client.leave()
+    assert bench.state.arriving == 0
+    bench.send()
+    assert len(bench.calls) == 1
+
+
 # Slow bodies
 
 

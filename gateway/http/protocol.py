@@ -17,6 +17,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.errors import GatewayError, RequestError
+from gateway.http.body import LARGE
 from gateway.http.inference import Inference
 from gateway.http.responses import error_body, response_head
 from gateway.http.state import WorkerState
@@ -31,7 +32,7 @@ WATCH_SECONDS = 5.0
 """So often, at least, a connection is looked at."""
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 1000
-DIRECT_FROM = 64 << 10
+DIRECT_FROM = LARGE
 """Bodies of more bytes are read from the socket straight to where they are needed."""
 
 
