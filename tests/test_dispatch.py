@@ -584,6 +584,35 @@ async def test_no_more_large_bodies_are_received_than_the_memory_is_for(bench: B
 # Slow bodies
 
 
+HEAD = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: "
+ASGI = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize(("before", "piece"), [(HEAD, b"x"), (b"\r\n", b"\r\n"), (ASGI, b" ")])
+@pytest.mark.parametrize("kept_alive", [False, True])
+async def test_a_request_that_trickles_in_is_cut_off(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, before: bytes, piece: bytes, kept_alive: bool
+) -> None:
+    monkeypatch.setattr(protocol_module, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(protocol_module, "RECEIVE_SECONDS", 0.1)
+    bench.serve()
+    if kept_alive:
+        client = bench.send()
+        bench.calls[0].answer()
+        assert (await client.answer())[0] == 200
+        client.protocol.data_received(before)
+    else:
+        client = Client(bench, before)
+        bench.clients.append(client)
+    sent = 0
+    async with asyncio.timeout(5):
+        while not client.wire.closing:
+            client.protocol.data_received(piece)
+            sent += 1
+            await asyncio.sleep(0.005)
+    assert 1 < sent < 900
+
+
 async def test_a_body_that_trickles_in_is_cut_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol_module, "WATCH_SECONDS", 0.01)
     bench.state.request_timeout = 0.05
