@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -533,3 +534,31 @@ async def test_whatever_times_an_instance_reports_the_seconds_are_within_bounds(
     await soon(answer)
     line.call(rows=10)
     assert 1 <= line.channel.retry_after() <= 60
+
+
+async def test_lines_that_are_gone_leave_no_descriptor_and_no_mapping_behind(tmp_path: Path) -> None:
+    """Whoever else still knows of them: instances come and go faster than the garbage collector."""
+
+    def held() -> tuple[int, int]:
+        maps = Path("/proc/self/maps").read_text().count("gateway-re")
+        return len(list(Path("/proc/self/fd").iterdir())), maps
+
+    gc.disable()
+    kept = []
+    try:
+        before = held()
+        for number in range(20):
+            path = tmp_path / str(number)
+            path.mkdir()
+            async with opened(path) as line:
+                kept.append(line.channel)
+                line.call(b"1234")
+                line.peer.requests.release()
+                line.peer.replies.release()
+            await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        descriptors, maps = held()
+        assert maps - before[1] <= 2
+        assert descriptors - before[0] <= 4
+        assert all(channel.closed for channel in kept)
+    finally:
+        gc.enable()

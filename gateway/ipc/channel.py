@@ -12,7 +12,16 @@ from typing import cast
 import msgspec
 
 from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, QueueFull, from_code
-from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, Arena, CancelNote, ExecutionNote, create_memory, map_readable
+from gateway.ipc.arena import (
+    NOTE_BYTES,
+    THRESHOLD,
+    Arena,
+    CancelNote,
+    ExecutionNote,
+    create_memory,
+    map_readable,
+    unmap,
+)
 from gateway.ipc.framing import (
     CANCEL,
     DEFAULT_PRIORITY,
@@ -96,8 +105,7 @@ class Channel(asyncio.Protocol):
     ) -> "Channel":
         """Connect to an instance's socket and lend it the arenas; OSError if it is not there.
 
-        `patience` is the longest a call may take, in seconds; `on_lost` is called when the instance is gone, and sees
-        to it that `settle` is.
+        A call takes `patience` seconds at most; `on_lost`, called when the instance is gone, sees to `settle`.
         """
         channel = cls(instance, patience, on_lost)
         sock = socket.socket(socket.AF_UNIX)
@@ -119,9 +127,8 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Called by asyncio: no call is answered any more, which `settle` tells them."""
         self.closed = True
-        for timer in (self._trimmer, self._reply_trimmer):
-            if timer:
-                timer.cancel()
+        for timer in filter(None, (self._trimmer, self._reply_trimmer)):
+            timer.cancel()
         self._close_arenas()
         self._on_lost(self)
 
@@ -131,14 +138,15 @@ class Channel(asyncio.Protocol):
         `alive` if only the line to it was cut: then no call is to blame.
         """
         executing = frozenset[int]() if alive else self._note.read(self.max_executing)
+        self._note.release()
+        unmap(self._replies)
         if self._sweeper:
             self._sweeper.cancel()
-        now = time.perf_counter()
         calls, self.pending = self.pending, {}
         for request_id, call in calls.items():
             lost = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
             error = InstanceDied(DIED) if self.distrusted else lost
-            self._tell(call.on_reply, Reply(error, None, (), 0.0, 0.0, 0, now))
+            self._tell(call.on_reply, Reply(error, None, (), 0.0, 0.0, 0, time.perf_counter()))
 
     def close(self) -> None:
         """Stop using this instance."""
@@ -337,5 +345,6 @@ class Channel(asyncio.Protocol):
         self._write(request_frame(RELEASE, RELEASE_MEMORY))
 
     def _close_arenas(self) -> None:
+        self._cancelled.release()
         self.arena.close()
         os.close(self._reply_fd)
