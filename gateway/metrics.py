@@ -165,6 +165,11 @@ class Counters:
         timings = self._timings.get((model, version))
         return timings.last_used if timings is not None else 0.0
 
+    def none_pending(self) -> None:
+        """No request is under way, as far as is known so far."""
+        for counters in self._versions.values():
+            counters.pending = 0
+
     def packed(self) -> bytes:
         """Everything counted so far."""
         for timings in self._timings.values():

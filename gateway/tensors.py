@@ -42,6 +42,9 @@ COPIED = 4096
 """Arrays of so few bytes are copied: that takes a fifth of the time that a view does."""
 MAX_RANK = 64  # numpy's own limit
 MAX_ELEMENTS = 1 << 40
+MAX_STRINGS = 1 << 16
+"""Elements of all BYTES inputs of a request: each is looked at in Python, a thousand in a quarter of a millisecond."""
+_LENGTH = struct.Struct("<I")
 
 
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
@@ -101,27 +104,40 @@ def pack_bytes(elements: Iterable[bytes]) -> bytes:
 
 def unpack_bytes(raw: Buffer, count: int) -> list[bytes]:
     """The `count` elements of a BYTES tensor; RequestError if the bytes hold fewer, more or torn ones."""
-    view, at, elements = memoryview(raw), 0, []
-    for _ in range(min(count, len(view) // 4)):
-        if at + 4 > len(view):
-            break
-        end = at + 4 + int.from_bytes(view[at : at + 4], "little")
-        if end > len(view):
-            raise RequestError("a BYTES element runs past the end of its tensor")
-        elements.append(bytes(view[at + 4 : end]))
-        at = end
-    if len(elements) != count or at != len(view):
+    data = bytes(raw)  # cutting bytes takes a fifth of the time that cutting a view does
+    return [data[start:end] for start, end in _extents(data, count)]
+
+
+def _extents(raw: Buffer, count: int) -> list[tuple[int, int]]:
+    """Where the elements of a BYTES tensor begin and end; RequestError as above."""
+    extents, at = next_extents(raw, 0, count)
+    if len(extents) != count or at != len(raw):
         raise RequestError(
-            f"expected {count} string elements, the data hold {len(elements)} in {at} of {len(view)} bytes"
+            f"expected {count} string elements, the data hold {len(extents)} in {at} of {len(raw)} bytes"
         )
-    return elements
+    return extents
+
+
+def next_extents(raw: Buffer, at: int, most: int) -> tuple[list[tuple[int, int]], int]:
+    """Where the next so many elements of a BYTES tensor begin and end, and where they are over."""
+    size, extents, length_at = len(raw), [], _LENGTH.unpack_from
+    for _ in range(min(most, (size - at) // 4)):
+        start = at + 4
+        if start > size:
+            break
+        end = start + length_at(raw, at)[0]
+        if end > size:
+            raise RequestError("a BYTES element runs past the end of its tensor")
+        extents.append((start, end))
+        at = end
+    return extents, at
 
 
 def check_raw(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> None:
     """RequestError unless `raw` is exactly the bytes of a tensor of this datatype and shape."""
     count = element_count(shape)
     if datatype == "BYTES":
-        unpack_bytes(raw, count)
+        _extents(raw, count)
     elif datatype == "BOOL" and np.any(np.frombuffer(raw, np.uint8) > 1):
         raise RequestError(f"input '{name}' is BOOL and holds bytes other than 0 and 1")
     elif (wanted := count * ITEMSIZES[datatype]) != len(raw):

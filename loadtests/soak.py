@@ -182,8 +182,8 @@ class Soak:
 
     def _no_server_error(self, data: bytes) -> Callable[[int, bytes, bytes], str]:
         def check(status: int, _head: bytes, body: bytes) -> str:
-            if status < 500:
-                return ""
+            if status < 500 or (status == 504 and b"timeout" in data.lower()):
+                return ""  # a mutant may allow itself a microsecond
             self._report.say(f"answered {status} {body!r}: {data[:2000]!r}")
             return f"status {status}"
 

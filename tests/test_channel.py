@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
+import gc
 import os
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +13,7 @@ import pytest
 from gateway.errors import DeadlineExceeded, InstanceDied, QueueFull
 from gateway.ipc import channel as module
 from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, ExecutionNote, map_readable
-from gateway.ipc.channel import Channel, InstanceLost, Reply
+from gateway.ipc.channel import Channel
 from gateway.ipc.framing import (
     CANCEL,
     FAILURE,
@@ -19,6 +21,7 @@ from gateway.ipc.framing import (
     MAX_REPLY,
     OFFSET,
     RELEASE,
+    RELEASE_MEMORY,
     REPLY_HEAD,
     RESULT,
     Failure,
@@ -29,6 +32,7 @@ from gateway.ipc.framing import (
     reply_frame,
     request_reader,
 )
+from gateway.ipc.reply import InstanceLost, Reply
 
 PATIENCE = 5
 
@@ -311,6 +315,17 @@ async def test_an_arena_that_is_used_again_is_not_trimmed(line: Line, monkeypatc
     assert bytes(line.channel.arena.view[NOTE_BYTES : NOTE_BYTES + 3]) == b"yyy"
 
 
+async def test_when_large_replies_have_ceased_the_instance_is_told(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRIM_SECONDS", 0.01)
+    for _ in range(3):
+        number, answer = line.call()
+        line.peer.answer(number, OFFSET.pack(64), in_arena=True)
+        await soon(answer)
+    frames = [(await line.peer.frame())[0][0:4:3] for _ in range(7)]
+    assert frames[-1] == (RELEASE, RELEASE_MEMORY)
+    assert frames[:-1].count((RELEASE, number)) == 1
+
+
 async def test_a_channel_closes_when_it_is_idle(line: Line) -> None:
     number, answer = line.call()
     line.channel.close_when_idle()
@@ -344,6 +359,10 @@ def bad_frames(number: int) -> dict[str, bytes]:
         "fewer tensors than bytes": result(),
         "outside the arena": result(TensorHeader("y", "FP32", (1,), 4, in_arena=True), payload=OFFSET.pack(2**63)),
         "a torn offset": result(TensorHeader("y", "FP32", (1,), 4, in_arena=True), payload=b"123"),
+        "no time": b"".join(reply_frame(RESULT, number, encode(ResultHeader(())), [], (0.0, float("nan"), 1))),
+        "less than no time": b"".join(reply_frame(RESULT, number, encode(ResultHeader(())), [], (-1.0, 0.0, 1))),
+        "for ever": b"".join(reply_frame(RESULT, number, encode(ResultHeader(())), [], (float("inf"), 0.0, 1))),
+        "the beginning of a reply to no request": REPLY_HEAD.pack(RESULT, 0, 1 << 20, 99, 0.0, 0.0, 0),
         "a negative size": result(TensorHeader("y", "FP32", (1,), 5), TensorHeader("z", "FP32", (1,), -1)),
     }
 
@@ -368,7 +387,40 @@ async def test_an_instance_that_is_not_there_is_an_os_error_and_leaves_nothing_o
         await Channel.connect("m/1#0", str(tmp_path / "nobody.sock"), PATIENCE, lambda _: None)
 
 
+def held_up(*_: object) -> None:
+    raise AssertionError("everybody is held up")
+
+
+async def test_an_instance_that_accepts_no_more_lines_is_an_os_error_and_holds_up_nobody(tmp_path: Path) -> None:
+    path = str(tmp_path / "i.sock")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        listener.bind(path)
+        listener.listen(0)
+        other.connect(path)
+        before = signal.signal(signal.SIGALRM, held_up)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        try:
+            with pytest.raises(BlockingIOError):
+                await Channel.connect("m/1#0", path, PATIENCE, lambda _: None)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, before)
+
+
 # What is known of a death
+
+
+async def test_no_more_calls_are_believed_to_be_computed_than_can_be(tmp_path: Path) -> None:
+    async with opened(tmp_path, settle=False) as line:
+        line.channel.max_executing = 2
+        calls = [line.call() for _ in range(5)]
+        await line.peer.frame()
+        ExecutionNote(line.peer.replies).write([number for number, _ in calls])
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        line.channel.settle()
+        errors = [(await soon(answer)).error for _, answer in calls]
+    assert [isinstance(error, InstanceLost) and error.executing for error in errors] == [True] * 2 + [False] * 3
 
 
 async def test_the_calls_of_a_lost_instance_are_told_when_it_is_known_why(tmp_path: Path) -> None:
@@ -474,7 +526,7 @@ async def test_a_full_queue_says_when_it_will_probably_have_room(line: Line) -> 
     assert channel.retry_after() == 60
 
 
-@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e30])
+@pytest.mark.parametrize("seconds", [0.0, 1e-30, 9e5])
 async def test_whatever_times_an_instance_reports_the_seconds_are_within_bounds(line: Line, seconds: float) -> None:
     number, answer = line.call(rows=3)
     header = encode(ResultHeader(()))
@@ -482,3 +534,31 @@ async def test_whatever_times_an_instance_reports_the_seconds_are_within_bounds(
     await soon(answer)
     line.call(rows=10)
     assert 1 <= line.channel.retry_after() <= 60
+
+
+async def test_lines_that_are_gone_leave_no_descriptor_and_no_mapping_behind(tmp_path: Path) -> None:
+    """Whoever else still knows of them: instances come and go faster than the garbage collector."""
+
+    def held() -> tuple[int, int]:
+        maps = Path("/proc/self/maps").read_text().count("gateway-re")
+        return len(list(Path("/proc/self/fd").iterdir())), maps
+
+    gc.disable()
+    kept = []
+    try:
+        before = held()
+        for number in range(20):
+            path = tmp_path / str(number)
+            path.mkdir()
+            async with opened(path) as line:
+                kept.append(line.channel)
+                line.call(b"1234")
+                line.peer.requests.release()
+                line.peer.replies.release()
+            await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        descriptors, maps = held()
+        assert maps - before[1] <= 2
+        assert descriptors - before[0] <= 4
+        assert all(channel.closed for channel in kept)
+    finally:
+        gc.enable()

@@ -44,6 +44,41 @@ def test_it_is_forgotten_after_a_while(clock: Clock) -> None:
     assert not condemned.digests
 
 
+def test_the_requests_of_others_are_neither_hashed_nor_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hashed(*_: object) -> bytes:
+        raise AssertionError
+
+    condemned = Condemned()
+    for number in range(100):
+        condemned.add(digest_of("m", "1", b"%3d" % number))
+    monkeypatch.setattr(module, "digest_of", hashed)
+    for other in (("m", "2", b"  1"), ("n", "1", b"  1"), ("m", "1", b"1")):
+        assert not condemned.has(*other)
+    with pytest.raises(AssertionError):
+        condemned.has("m", "1", b"  1")
+
+
+def test_one_that_is_remembered_forgets_those_whose_time_is_over(clock: Clock) -> None:
+    condemned = Condemned()
+    condemned.add(digest_of("m", "1", b"first"))
+    clock.now += module.REMEMBER_SECONDS
+    condemned.add(digest_of("m", "1", b"second"))
+    assert list(condemned.digests) == [digest_of("m", "1", b"second")]
+
+
+def test_one_that_comes_again_is_remembered_from_then_on_and_once(clock: Clock) -> None:
+    condemned = Condemned()
+    for body in (b"again", b"other", b"again"):
+        condemned.add(digest_of("m", "1", body))
+        clock.now += 1
+    clock.now += module.REMEMBER_SECONDS - 2
+    assert condemned.has("m", "1", b"again")
+    assert not condemned.has("m", "1", b"other")
+    clock.now += 1
+    assert not condemned.has("m", "1", b"again")
+    assert not condemned.digests
+
+
 def test_only_so_many_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST", 3)
     condemned = Condemned()

@@ -16,12 +16,13 @@ from gateway.http import protocol as protocol_module
 from gateway.http.app import create_app
 from gateway.http.protocol import InferenceProtocol
 from gateway.http.state import WorkerState
-from gateway.ipc.channel import Channel, InstanceLost, Reply
+from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ALONE, RequestHeader, ResultHeader, TensorHeader
 from gateway.ipc.messages import Batching, Ready, VersionRoute
+from gateway.ipc.reply import InstanceLost, Reply
 from gateway.routing import RoutingTable, Target
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import Signature, TensorSpec
+from gateway.tensors import Signature, TensorSpec, pack_bytes
 
 REQUEST_SECONDS = 30.0
 
@@ -40,6 +41,10 @@ class Call:
     def answer(self, numbers: int = 1) -> None:
         header = ResultHeader((TensorHeader("y", "FP32", (numbers,), 4 * numbers),))
         self.on_reply(Reply(None, header, [memoryview(bytes(4 * numbers))], 0.0, 0.0, 1, 0.0))
+
+    def answer_with(self, datatype: str, shape: tuple[int, ...], raw: bytes) -> None:
+        header = ResultHeader((TensorHeader("y", datatype, shape, len(raw)),))
+        self.on_reply(Reply(None, header, [memoryview(raw)], 0.0, 0.0, 1, 0.0))
 
     def fail(self, error: GatewayError) -> None:
         self.on_reply(Reply(error, None, (), 0.0, 0.0, 0, 0.0))
@@ -116,7 +121,7 @@ class Client:
         head, _, body = self.wire.got.partition(b"\r\n\r\n")
         lines = head.decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:])
-        return int(lines[0].split()[1]), json.loads(body), headers
+        return int(lines[0].split()[1]), json.loads(body[: int(headers["content-length"])]), headers
 
     def leave(self) -> None:
         self.wire.closing = True
@@ -225,6 +230,31 @@ async def test_a_request_that_only_waited_at_a_dead_instance_goes_to_another_as_
     bench.calls[1].answer()
     assert (await client.answer())[0] == 200
     assert bench.retries() == 1
+
+
+async def test_a_request_that_is_sent_again_has_no_more_time_than_before(bench: Bench) -> None:
+    bench.state.request_timeout = 0.05
+    first, _ = bench.serve(instances=2)
+    client = bench.send()
+    bench.state.table.drop(first)
+    bench.calls[0].lose()
+    assert len(bench.calls) == 2
+    assert (await client.answer())[0] == 504
+    assert bench.calls[1].channel.cancelled
+
+
+async def test_the_time_of_a_pipelined_request_begins_before_it_is_sent(bench: Bench) -> None:
+    bench.state.request_timeout = 0.05
+    bench.serve()
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}'
+    client = Client(bench, b"POST /v2/models/m/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body) * 2)
+    bench.clients.append(client)
+    bench.calls[0].answer()
+    assert (await client.answer())[0] == 200
+    async with asyncio.timeout(5):
+        while b"HTTP/1.1 504" not in client.wire.got:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.001)
+    assert len(bench.calls) == 2
 
 
 async def test_a_suspect_is_sent_again_alone_and_once(bench: Bench) -> None:
@@ -486,7 +516,101 @@ async def test_an_answer_too_large_for_json_says_how_to_ask_for_it(
     assert (status, "binary_data" in body["error"]) == (400, True)
 
 
+async def test_many_strings_are_encoded_in_turns_and_are_whole(bench: Bench) -> None:
+    bench.serve()
+    client = bench.send()
+    words = [f"{number}" for number in range(100_000)]
+    bench.calls[0].answer_with("BYTES", (len(words),), pack_bytes(word.encode() for word in words))
+    turns = 0
+    while not client.wire.got:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > len(words) // 10_000
+    assert (await client.answer())[1]["outputs"][0]["data"] == words
+
+
+@pytest.mark.parametrize("spoilt", [-1, 1])
+async def test_a_large_answer_with_more_or_fewer_strings_than_it_says_is_an_error(bench: Bench, spoilt: int) -> None:
+    bench.serve()
+    client = bench.send()
+    count = large_json.FROM // 4 + 1
+    bench.calls[0].answer_with("BYTES", (count + spoilt,), bytes(4 * count))
+    assert (await client.answer())[0] == 400
+
+
+@pytest.mark.parametrize(("datatype", "more"), [("WAT", 4), ("FP32", 1)])
+async def test_a_large_answer_that_is_none_is_an_error(bench: Bench, datatype: str, more: int) -> None:
+    bench.serve()
+    client = bench.send()
+    bench.calls[0].answer_with(datatype, (1,), bytes(large_json.FROM + more))
+    assert (await client.answer())[:2] == (500, {"error": "internal error"})
+
+
+# Bodies on their way
+
+
+def arriving(bench: Bench, *, chunked: bool) -> Client:
+    """A request of which 100,000 bytes, of 200,000, are there."""
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 200000"
+    head = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % length
+    client = Client(bench, head)
+    client.protocol.data_received((b"186a0\r\n" if chunked else b"") + b" " * 100_000)
+    bench.clients.append(client)
+    return client
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_no_more_large_bodies_are_received_than_the_memory_is_for(bench: Bench, chunked: bool) -> None:
+    bench.serve()
+    bench.state.max_arriving = 400_000
+    count = bench.state.max_arriving // (100_000 if chunked else 200_000)
+    clients = [arriving(bench, chunked=chunked) for _ in range(count)]
+    assert bench.state.arriving == bench.state.max_arriving
+    last = arriving(bench, chunked=chunked)
+    last.protocol.data_received(b"\r\n0\r\n\r\n" if chunked else b" " * 100_000)
+    status, _, headers = await last.answer()
+    assert (status, "retry-after" in headers) == (429, True)
+    assert bench.state.arriving == bench.state.max_arriving
+    clients[0].leave()
+    clients[1].protocol.data_received(b"\r\n0\r\n\r\n" if chunked else b" " * 100_000)
+    assert (await clients[1].answer())[0] == 400
+    for client in clients[2:]:
+        client.leave()
+    assert bench.state.arriving == 0
+    bench.send()
+    assert len(bench.calls) == 1
+
+
 # Slow bodies
+
+
+HEAD = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: "
+ASGI = b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize(("before", "piece"), [(HEAD, b"x"), (b"\r\n", b"\r\n"), (ASGI, b" ")])
+@pytest.mark.parametrize("kept_alive", [False, True])
+async def test_a_request_that_trickles_in_is_cut_off(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, before: bytes, piece: bytes, kept_alive: bool
+) -> None:
+    monkeypatch.setattr(protocol_module, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(protocol_module, "RECEIVE_SECONDS", 0.1)
+    bench.serve()
+    if kept_alive:
+        client = bench.send()
+        bench.calls[0].answer()
+        assert (await client.answer())[0] == 200
+        client.protocol.data_received(before)
+    else:
+        client = Client(bench, before)
+        bench.clients.append(client)
+    sent = 0
+    async with asyncio.timeout(5):
+        while not client.wire.closing:
+            client.protocol.data_received(piece)
+            sent += 1
+            await asyncio.sleep(0.005)
+    assert 1 < sent < 900
 
 
 async def test_a_body_that_trickles_in_is_cut_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

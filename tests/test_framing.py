@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from gateway.ipc.framing import (
     MAX_REPLY,
     OFFSET,
     RELEASE,
+    REMEMBERED_BYTES,
     REPLY_HEAD,
     REQUEST_HEAD,
     RESULT,
@@ -102,6 +104,26 @@ def test_a_frame_is_kept_back_until_its_last_byte() -> None:
     reader = reply_reader()
     assert reader.feed(data[:-1]) == []
     assert [payload for _, _, payload in reader.feed(data[-1:])] == [b"p" * 100]
+
+
+def test_a_frame_that_nobody_waits_for_is_not_stored() -> None:
+    data = b"".join(reply_frame(RESULT, 7, b"h", [b"p" * 100]))
+    assert reply_reader({7}.__contains__).feed(data[:-1]) == []
+    with pytest.raises(ProtocolError, match="nobody"):
+        reply_reader({8}.__contains__).feed(data[:-1])
+
+
+def test_a_frame_that_trickles_in_takes_no_more_memory_than_its_bytes() -> None:
+    data = b"".join(reply_frame(RESULT, 1, b"h", [bytes(20_000)]))
+    reader = reply_reader()
+    tracemalloc.start()
+    try:
+        for at in range(len(data) - 1):
+            reader.feed(data[at : at + 1])
+        assert tracemalloc.get_traced_memory()[0] < 2 * len(data)
+    finally:
+        tracemalloc.stop()
+    assert len(reader.feed(data[-1:])) == 1
 
 
 @quick
@@ -243,6 +265,12 @@ def test_the_store_of_result_headers_is_bounded(monkeypatch: pytest.MonkeyPatch)
     for size in range(100):
         result_header(encode(ResultHeader((TensorHeader("bounded", "UINT8", (size,), size),))))
         assert len(framing._result_headers) <= 10  # noqa: SLF001 - its size is the point
+
+
+def test_a_large_result_header_is_not_kept() -> None:
+    raw = encode(ResultHeader((TensorHeader("x" * REMEMBERED_BYTES, "UINT8", (1,), 1),)))
+    assert result_header(raw).outputs == result_header(raw).outputs
+    assert raw not in framing._result_headers  # noqa: SLF001 - that is the point
 
 
 @quick

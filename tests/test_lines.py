@@ -11,8 +11,9 @@ import pytest
 from gateway.http import lines as module
 from gateway.http.lines import Lines
 from gateway.ipc.arena import ExecutionNote, map_readable
-from gateway.ipc.channel import Channel, InstanceLost, Reply
+from gateway.ipc.channel import Channel
 from gateway.ipc.messages import Died, InstanceAddress, VersionRoute
+from gateway.ipc.reply import InstanceLost, Reply
 from gateway.metrics import Counters
 from gateway.store.manifest import ModelConfig
 
@@ -41,7 +42,8 @@ class Bench:
         )
         self.lost: list[Channel] = []
         self.reconnects = 0
-        self.lines = Lines(PATIENCE, Counters(), self.lost.append, self.count_reconnect)
+        self.counters = Counters()
+        self.lines = Lines(PATIENCE, self.counters, self.lost.append, self.count_reconnect)
         self.peers: list[socket.socket] = []
         self.note: ExecutionNote
 
@@ -103,7 +105,24 @@ DEATH = Died(instance=NAME, error_code="deadline", reason="too slow")
 
 async def test_a_channel_takes_the_bounds_of_its_models_queue(bench: Bench) -> None:
     channel = await bench.connect()
-    assert (channel.max_rows, channel.max_bytes) == (8, 1000)
+    assert (channel.max_rows, channel.max_bytes, channel.max_executing) == (8, 1000, 2)
+
+
+async def test_requests_are_pending_until_they_are_answered_also_on_lines_let_go_of(bench: Bench) -> None:
+    channel = await bench.connect()
+    counters = bench.counters.of("m", "1", "pytorch")
+    now = time.perf_counter()
+    for _ in range(2):
+        channel.call(b"", [], [], lambda _: None, now, now + PATIENCE)
+    await bench.lines.connect({})
+    bench.lines.keep_only_wanted()
+    for _ in range(2):
+        bench.lines.count_pending()
+        assert counters.pending == 2
+    bench.peers[-1].close()
+    await eventually(lambda: not channel.pending)
+    bench.lines.count_pending()
+    assert counters.pending == 0
 
 
 async def test_requests_wait_for_the_supervisor_to_say_why_their_instance_died(bench: Bench) -> None:

@@ -8,21 +8,41 @@ import msgspec
 import numpy as np
 import orjson
 import pytest
+import simdjson
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import RequestError
 from gateway.http import form as form_module
+from gateway.http import oip, oip_json
 from gateway.http.oip import Body, InferenceRequest, decode, encode_response, raw_shape
 from gateway.http.oip_json import LARGE_JSON, parse
+from gateway.http.tensor_json import has_list_element
 from gateway.ipc.arena import THRESHOLD
 from gateway.ipc.channel import Channel
-from gateway.ipc.framing import MAX_HEADER, OFFSET, RequestHeader, ResultHeader, TensorHeader, split_payload
+from gateway.ipc.framing import (
+    MAX_HEADER,
+    OFFSET,
+    REMEMBERED_BYTES,
+    RequestHeader,
+    ResultHeader,
+    TensorHeader,
+    split_payload,
+)
 from gateway.ipc.messages import Batching, Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import Target
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import Array, Buffer, Signature, TensorSpec, array_from_raw, pack_bytes, raw_from_array
+from gateway.tensors import (
+    MAX_STRINGS,
+    Array,
+    Buffer,
+    Signature,
+    TensorSpec,
+    array_from_raw,
+    pack_bytes,
+    raw_from_array,
+)
 
 quick = settings(max_examples=150, deadline=None)
 
@@ -334,6 +354,36 @@ def test_bytes_that_belong_to_no_input_are_refused() -> None:
         decoded(data, json_size=len(data) + 1)
 
 
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_strings_beyond_a_bound_are_refused_before_they_are_looked_at(inputs: int) -> None:
+    words = binary(*((f"words{number}", np.full(MAX_STRINGS // inputs, b"", object)) for number in range(inputs)))
+    decoded(words[0], target_of(OPEN), words[1])
+    more = binary(*((f"words{number}", np.full(MAX_STRINGS // inputs + 1, b"", object)) for number in range(inputs)))
+    with pytest.raises(RequestError, match="BYTES elements"):
+        decoded(more[0], target_of(OPEN), more[1])
+
+
+def test_a_bracket_in_a_string_does_not_have_the_numbers_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(*_: Any) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(oip_json, "has_list_element", looked)
+    decoded(orjson.dumps({"id": 'a["[', **GOOD[0]}) + PADDING)
+    with pytest.raises(AssertionError):
+        decoded(orjson.dumps({**GOOD[0], "parameters": {"more": []}}) + PADDING)
+
+
+def test_a_look_at_the_numbers_makes_no_object_of_each() -> None:
+    count = 400_000
+    data = simdjson.Parser().parse(b"[" + b",".join([b"1"] * count) + b"]")
+    assert isinstance(data, simdjson.Array)
+    begun = time.perf_counter()
+    list(data)
+    one_by_one, begun = time.perf_counter() - begun, time.perf_counter()
+    assert not has_list_element(data, (count,))
+    assert time.perf_counter() - begun < one_by_one
+
+
 ONE = Signature("forward", (TensorSpec("x", "FP32", (-1, 2)),), ())
 
 
@@ -446,6 +496,21 @@ def test_forms_are_remembered_only_so_many(monkeypatch: pytest.MonkeyPatch) -> N
     for rows in range(1, 30):
         decoded(orjson.dumps({"inputs": [x_of(*[[1, 2]] * rows)]}), target)
         assert len(target.forms) <= 5
+
+
+def test_a_large_form_is_not_remembered() -> None:
+    target = target_of(OPEN)
+    item = {"name": "x" * REMEMBERED_BYTES, "shape": [1], "datatype": "FP32", "data": [1]}
+    decoded(orjson.dumps({"inputs": [item]}), target)
+    assert not target.forms
+
+
+def test_the_json_of_a_large_result_header_is_not_kept() -> None:
+    before = len(oip._fragments)  # noqa: SLF001 - their size is the point
+    response(InferenceRequest(b"", []), ("y" * 3 * REMEMBERED_BYTES, Y[1]))
+    assert len(oip._fragments) == before  # noqa: SLF001
+    response(InferenceRequest(b"", []), Y)
+    assert len(oip._fragments) == before + 1  # noqa: SLF001
 
 
 def test_what_does_not_fit_is_not_remembered() -> None:

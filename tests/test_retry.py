@@ -2,7 +2,7 @@ import pytest
 
 from gateway.errors import DeadlineExceeded, InferenceFailed, InstanceDied, OutOfMemory
 from gateway.http.retry import answer_to_loss
-from gateway.ipc.channel import InstanceLost
+from gateway.ipc.reply import InstanceLost
 
 
 @pytest.mark.parametrize("verdict", ["instance_died", "deadline", "out_of_memory"])

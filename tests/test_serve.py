@@ -16,7 +16,7 @@ from gateway.instance import replies
 from gateway.instance.connection import Connection
 from gateway.instance.serve import Server
 from gateway.ipc.arena import THRESHOLD
-from gateway.ipc.channel import Channel, Reply
+from gateway.ipc.channel import Channel
 from gateway.ipc.framing import (
     ALONE,
     CANCEL,
@@ -30,6 +30,7 @@ from gateway.ipc.framing import (
     reply_reader,
     request_frame,
 )
+from gateway.ipc.reply import Reply
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature, array_from_raw, raw_from_array
 

@@ -9,6 +9,8 @@ from gateway.tensors import Buffer
 
 DISCARD_TIMES = 8
 """Of a body over the limit up to this many times the limit are read and dropped, so that the client hears why."""
+LARGE = 64 << 10
+"""Bodies of more bytes count while they are on their way in."""
 SLOWEST_BYTES_PER_SECOND = 64 << 10
 """A body may take the time of one request, and longer only while it comes at least as fast as this."""
 _TIMEOUT, _ENVOY_TIMEOUT = b"x-request-timeout", b"x-envoy-expected-rq-timeout-ms"

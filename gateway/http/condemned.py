@@ -1,6 +1,8 @@
 """Requests that have ended two processes of their model: remembered for a while, and refused when they come again."""
 
+import functools
 import time
+from collections import Counter
 from hashlib import blake2b
 
 from gateway.tensors import Buffer
@@ -9,13 +11,23 @@ REMEMBER_SECONDS = 300.0
 MOST = 1024
 """So many are remembered; the oldest go first."""
 _SIZE_BYTES = 8
+_VERSION_BYTES = 8
+_KEY_BYTES = _VERSION_BYTES + _SIZE_BYTES
 
 
 def digest_of(model: str, version: str, body: Buffer) -> bytes:
-    """What a request is known by: a hash of all of it, and the size of its body, so that few others need a hash."""
-    found = blake2b(f"{model}\0{version}\0".encode(), digest_size=16)
-    found.update(body)
-    return found.digest() + len(body).to_bytes(_SIZE_BYTES, "big")
+    """What a request is known by: its key, and a hash of its whole body."""
+    return _key_of(model, version, body) + blake2b(body, digest_size=16).digest()
+
+
+def _key_of(model: str, version: str, body: Buffer) -> bytes:
+    """Its model version and the size of its body, so that few others need a hash."""
+    return _version_key(model, version) + len(body).to_bytes(_SIZE_BYTES, "big")
+
+
+@functools.lru_cache(maxsize=1024)
+def _version_key(model: str, version: str) -> bytes:
+    return blake2b(f"{model}\0{version}".encode(), digest_size=_VERSION_BYTES).digest()
 
 
 class Condemned:
@@ -23,21 +35,32 @@ class Condemned:
 
     def __init__(self) -> None:
         self.digests: dict[bytes, float] = {}
-        """Until when each is; empty nearly always."""
+        """Until when each is, the oldest first; empty nearly always."""
+        self._keys: Counter[bytes] = Counter()
 
     def add(self, digest: bytes) -> None:
         """Remember a request from now on."""
-        self.digests.pop(digest, None)
-        if len(self.digests) >= MOST:
-            del self.digests[next(iter(self.digests))]
+        self._forget_old()
+        if digest in self.digests:
+            self._forget(digest)
+        elif len(self.digests) >= MOST:
+            self._forget(next(iter(self.digests)))
         self.digests[digest] = time.monotonic() + REMEMBER_SECONDS
+        self._keys[digest[:_KEY_BYTES]] += 1
 
     def has(self, model: str, version: str, body: Buffer) -> bool:
         """Whether this request is remembered; those whose time is over are forgotten."""
+        self._forget_old()
+        return _key_of(model, version, body) in self._keys and digest_of(model, version, body) in self.digests
+
+    def _forget_old(self) -> None:
         now = time.monotonic()
-        for digest in [digest for digest, until in self.digests.items() if until <= now]:
-            del self.digests[digest]
-        size = len(body).to_bytes(_SIZE_BYTES, "big")
-        if not any(digest.endswith(size) for digest in self.digests):
-            return False
-        return digest_of(model, version, body) in self.digests
+        while self.digests and self.digests[oldest := next(iter(self.digests))] <= now:
+            self._forget(oldest)
+
+    def _forget(self, digest: bytes) -> None:
+        del self.digests[digest]
+        key = digest[:_KEY_BYTES]
+        self._keys[key] -= 1
+        if not self._keys[key]:
+            del self._keys[key]

@@ -12,8 +12,9 @@ from gateway.http.condemned import digest_of
 from gateway.http.retry import MOST_DEATHS, answer_to_loss, culprit
 from gateway.http.waiting import Wish
 from gateway.http.wishes import NONE, OtherVersion
-from gateway.ipc.channel import Channel, InstanceLost, Reply
+from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ALONE
+from gateway.ipc.reply import InstanceLost, Reply
 from gateway.metrics import VersionCounters
 from gateway.routing import NotYet, Target, pick
 
@@ -238,6 +239,8 @@ class Dispatch:
             if refusal is None:
                 target.counters.retries += 1
                 self._request_id, self._regions, self._region, self._channel = 0, [], None, None
+                if self._timer is None:  # the channel looks only for calls whose time began as they were sent
+                    self._set_alarm()
                 self._send()
                 return
             if self._deaths >= MOST_DEATHS:

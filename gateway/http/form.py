@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.errors import RequestError
-from gateway.ipc.framing import MAX_HEADER, RequestHeader, TensorHeader, encode
+from gateway.ipc.framing import MAX_HEADER, REMEMBERED_BYTES, RequestHeader, TensorHeader, encode
 from gateway.routing import Target
-from gateway.tensors import DTYPES, ITEMSIZES, Signature, TensorSpec, element_count, rows_of
+from gateway.tensors import DTYPES, ITEMSIZES, MAX_STRINGS, Signature, TensorSpec, element_count, rows_of
 
 MAX_INPUTS = 4096
 FORMS = 1024
-"""Distinct forms remembered per model version; more of them only costs checking again."""
+"""Distinct forms remembered per model version; more of them, or larger ones, only cost checking again."""
 
 InputForm = tuple[str, str, tuple[int, ...]]
 """Name, datatype, shape of an input."""
@@ -79,6 +79,9 @@ def checked_form(
         count = element_count(shape)
         size = -1 if datatype == "BYTES" else count * ITEMSIZES[datatype]
         checked.append(FormInput(name, datatype, shape, count, size))
+    strings = sum(each.count for each in checked if each.datatype == "BYTES")
+    if strings > MAX_STRINGS:
+        raise RequestError(f"the request has {strings} BYTES elements, {MAX_STRINGS} are the most")
     missing = target.required[signature.name].difference(names)
     if missing:
         raise RequestError(f"input '{min(missing)}' of model '{target.model}' is missing")
@@ -86,9 +89,10 @@ def checked_form(
     header = _header(signature.name, checked, outputs, [(max(each.size, 0), False) for each in checked])
     rows = rows_of(shape for _, _, shape in inputs) if target.max_rows > 1 else None
     form = Form(signature.name, tuple(checked), outputs, header, min(rows or 1, target.max_rows))
-    if len(target.forms) >= FORMS:
-        target.forms.clear()
-    target.forms[key] = form
+    if len(header) <= REMEMBERED_BYTES:
+        if len(target.forms) >= FORMS:
+            target.forms.clear()
+        target.forms[key] = form
     return form
 
 

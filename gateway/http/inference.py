@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Sequence
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, QueueFull
 from gateway.http import compression, large_json, oip
+from gateway.http.body import LARGE
 from gateway.http.dispatch import Dispatch
 from gateway.http.responses import error_body, error_headers, response_head, status_of
-from gateway.ipc.channel import Reply
 from gateway.ipc.framing import ResultHeader
+from gateway.ipc.reply import Reply
 from gateway.routing import pick
 from gateway.tensors import Buffer
 
@@ -38,6 +39,7 @@ class Inference(Dispatch):
     # Defaults, so that a plain small request sets little.
     keep_alive = True
     has_turn = False
+    _arriving = 0  # bytes of its body that are counted as on their way in
     _encoding: "asyncio.Task[None] | None" = None
 
     # Reading the request
@@ -47,6 +49,8 @@ class Inference(Dispatch):
         connection = self._connection
         self.keep_alive = connection.parser.should_keep_alive() and connection.parser.get_http_version() != "1.0"
         self.body.read_headers(connection.headers)
+        if self.body.size > LARGE:
+            self._count_arriving(self.body.size)
         if connection.expect_100_continue and self.has_turn:
             if (error := self._error or self.body.error) is None:
                 connection.state.write_soon(connection.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -62,6 +66,24 @@ class Inference(Dispatch):
         if not self.body.take(piece) and self.has_turn and not self.response_complete and self.body.error:
             self.keep_alive = False
             self._answer_error(self.body.error)
+        if self.body.size < 0 and len(self.body.data) > LARGE:
+            self._count_arriving(len(self.body.data))
+
+    def _count_arriving(self, size: int) -> None:
+        """So much of the body is there or to come; nothing of it is kept where too much is on its way already."""
+        state = self._connection.state
+        if self.body.error or self.response_complete:
+            return
+        state.arriving += size - self._arriving
+        self._arriving = size
+        if state.arriving > state.max_arriving:
+            self._arrived_or_gone()
+            self.body.refuse(QueueFull("the server is receiving as many large bodies as it can hold"))
+
+    def _arrived_or_gone(self) -> None:
+        """The body is no longer on its way."""
+        self._connection.state.arriving -= self._arriving
+        self._arriving = 0
 
     def read_directly(self) -> None:
         """Have the rest of a large binary body read to where the instance will read it, if there is room."""
@@ -73,6 +95,7 @@ class Inference(Dispatch):
         except GatewayError:
             return  # seen to when the body is in
         if not channel.has_room(body.size):
+            self._arrived_or_gone()
             body.refuse(channel.queue_full())
             return
         if body.json_size is None or body.encoding:
@@ -96,6 +119,7 @@ class Inference(Dispatch):
         """The responses before this one on its connection are written."""
         self.has_turn = True
         if self.body.complete:
+            self._set_alarm()  # its time began before it is sent, which the channel does not look for
             self._run()
 
     # Calling the instance
@@ -110,13 +134,16 @@ class Inference(Dispatch):
             self._limit(body.timeout)
         if body.encoding:
             self._unpack()
-        else:
-            self._send()
+            return
+        if self._arriving:
+            self._arrived_or_gone()
+        self._send()
 
     def _unpack(self) -> None:
         if len(self.body.data) <= compression.THREAD_FROM // 8:
             try:
                 self.body.unpack(self.body.unpacked())
+                self._arrived_or_gone()
             except GatewayError as error:
                 self._answer_error(error)
                 return
@@ -131,10 +158,16 @@ class Inference(Dispatch):
             return
         try:
             self.body.unpack(work.result())
+            self._arrived_or_gone()
         except GatewayError as error:
             self._answer_error(error)
             return
         self._send()
+
+    def abandon(self) -> None:
+        """The client is gone."""
+        self._arrived_or_gone()
+        super().abandon()
 
     # Answering
 
@@ -196,7 +229,7 @@ class Inference(Dispatch):
         async def encode() -> None:
             try:
                 tensors = await large_json.encode_in_turns(header, kept, wanted)
-            except GatewayError as error:
+            except Exception as error:  # noqa: BLE001 - looked at there
                 self._not_encoded(error)
             else:
                 self._encode(reply, header, tensors, encoded=True)
@@ -259,6 +292,8 @@ class Inference(Dispatch):
             return
         if self._timer is not None:
             self._timer.cancel()
+        if self._arriving:
+            self._arrived_or_gone()
         connection = self._connection
         connection.state.write_soon(connection.transport, b"".join(parts))
         self.response_complete = True

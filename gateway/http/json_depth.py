@@ -19,6 +19,11 @@ def count_up_to(text: bytes | bytearray, mark: bytes, limit: int) -> int:
     return found
 
 
+def lists_in(text: bytes | bytearray) -> int:
+    """How many arrays a text holds: brackets in strings are none."""
+    return _STRINGS.sub(b"", text).count(b"[")
+
+
 def too_deep(text: bytes | bytearray | memoryview, limit: int = MAX_DEPTH) -> bool:
     """Whether arrays and objects are nested more than `limit` deep."""
     text = bytes(text) if isinstance(text, memoryview) else text

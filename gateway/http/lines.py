@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from gateway.errors import InstanceDied
 from gateway.ipc.channel import Channel
 from gateway.ipc.messages import Died, InstanceAddress, VersionRoute
-from gateway.metrics import Counters
+from gateway.metrics import Counters, VersionCounters
 
 log = logging.getLogger("gateway.worker")
 
@@ -36,6 +36,8 @@ class Lines:
         self._wanted: set[str] = set()
         self._unreached: set[str] = set()
         self._verdicts: dict[str, Died] = {}
+        self._lines: dict[Channel, VersionCounters] = {}
+        """All that may have requests under way: also those that nothing more is sent on."""
         self._cut: dict[Channel, asyncio.TimerHandle] = {}
         self._again: asyncio.TimerHandle | None = None
 
@@ -60,8 +62,10 @@ class Lines:
             return
         batching = route.ready.batching.max_batch_size if route.ready else 1
         channel.max_rows = route.config.max_queue_size + batching
+        channel.max_executing = batching + 1
         channel.max_bytes = route.config.queue_bytes
-        channel.on_execution = self._counters.of(route.model, str(route.version), route.framework).executed
+        counters = self._lines[channel] = self._counters.of(route.model, str(route.version), route.framework)
+        channel.on_execution = counters.executed
         self._channels[address.instance] = channel
         self._unreached.discard(address.instance)
         for cut in [cut for cut in self._cut if cut.instance == address.instance]:
@@ -73,6 +77,12 @@ class Lines:
             self._channels.pop(name).close_when_idle()
         for cut in [cut for cut in self._cut if cut.instance not in self._wanted]:
             self._settle(cut)
+
+    def count_pending(self) -> None:
+        """Write down in the counters how many requests are under way."""
+        self._counters.none_pending()
+        for channel, counters in self._lines.items():
+            counters.pending += len(channel.pending)
 
     def died(self, death: Died) -> None:
         """The supervisor says how an instance ended."""
@@ -96,6 +106,7 @@ class Lines:
         self._try_again()
 
     def _settle(self, channel: Channel, *, alive: bool = False) -> None:
+        self._lines.pop(channel, None)
         timer = self._cut.pop(channel, None)
         if timer is not None:
             timer.cancel()

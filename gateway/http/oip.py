@@ -15,7 +15,7 @@ from gateway.http.oip_json import Input, Request, parse
 from gateway.http.tensor_json import Data, json_from_raw, raw_from_json
 from gateway.http.wishes import NONE, OtherVersion, Wishes, wishes_of
 from gateway.ipc.channel import Channel
-from gateway.ipc.framing import OFFSET, ResultHeader
+from gateway.ipc.framing import OFFSET, REMEMBERED_BYTES, ResultHeader
 from gateway.routing import Target
 from gateway.tensors import ITEMSIZES, Buffer, TensorSpec, check_raw, element_count, pack_bytes
 
@@ -188,18 +188,21 @@ def raw_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
 
 
 _fragments: dict[ResultHeader, list[bytes]] = {}
+_FRAGMENT_BYTES = 2 * REMEMBERED_BYTES  # the same in JSON is longer
 
 
 def _heads(header: ResultHeader) -> list[bytes]:
     """For each output the JSON before its data; kept, for responses repeat themselves."""
     heads = _fragments.get(header)
     if heads is None:
-        if len(_fragments) >= 1024:
-            _fragments.clear()
-        heads = _fragments[header] = [
+        heads = [
             orjson.dumps({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape})[:-1]
             for tensor in header.outputs
         ]
+        if sum(map(len, heads)) <= _FRAGMENT_BYTES:
+            if len(_fragments) >= 1024:
+                _fragments.clear()
+            _fragments[header] = heads
     return heads
 
 

@@ -7,8 +7,8 @@ import msgspec
 import simdjson
 
 from gateway.errors import RequestError
-from gateway.http.json_depth import MAX_DEPTH, count_up_to, too_deep
-from gateway.http.tensor_json import Data, has_list_element, lists_in
+from gateway.http.json_depth import MAX_DEPTH, count_up_to, lists_in, too_deep
+from gateway.http.tensor_json import ELEMENT_WISE, Data, has_list_element, lists_of
 from gateway.tensors import element_count
 
 LARGE_JSON = 32 << 10
@@ -94,18 +94,19 @@ def _parse_large(text: bytes | bytearray | memoryview) -> tuple[Request, Sequenc
 def _check_elements(text: bytes | bytearray | memoryview, request: Request, data: Sequence[Data | None]) -> None:
     """RequestError if a list stands in place of an element, which simdjson's buffers would flatten away.
 
-    Looking at each element costs more than parsing it. A body with just as many brackets as its shapes account for has
-    no such list, so only others are looked at.
+    Looking at the data costs more than parsing it. A body with just as many brackets as its shapes account for has no
+    such list, so only others are looked at.
     """
     for item in request.inputs:
         element_count(item.shape)  # no arithmetic with absurd shapes
     arrays = [(item, each) for item, each in zip(request.inputs, data, strict=True) if isinstance(each, simdjson.Array)]
     accounted = 1 + len(request.inputs) + (request.outputs is not None)
-    accounted += sum(lists_in(each, item.shape) for item, each in arrays)
-    if count_up_to(bytes(text) if isinstance(text, memoryview) else text, b"[", accounted) == accounted:
+    accounted += sum(lists_of(each, item.shape) for item, each in arrays)
+    text = bytes(text) if isinstance(text, memoryview) else text
+    if count_up_to(text, b"[", accounted) == accounted or lists_in(text) == accounted:
         return
     for item, each in arrays:
-        if has_list_element(each, item.shape):
+        if item.datatype not in ELEMENT_WISE and has_list_element(each, item.shape):
             raise RequestError(
                 f"the nested data of input '{item.name[:100]}' do not have its shape {list(item.shape[:8])}"
             )

@@ -6,7 +6,6 @@ and graceful shutdown stay uvicorn's.
 """
 
 import asyncio
-import math
 import re
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -17,6 +16,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.errors import GatewayError, RequestError
+from gateway.http.body import LARGE
 from gateway.http.inference import Inference
 from gateway.http.responses import error_body, response_head
 from gateway.http.state import WorkerState
@@ -26,12 +26,12 @@ from gateway.routing import Target
 _INFER_PATH = re.compile(rb"(?:https?://[^/]*)?/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _UPGRADE = re.compile(rb"\r\n(?:upgrade|http2-settings|connection):[^\r\n]*", re.IGNORECASE)
 RECEIVE_SECONDS = 60.0
-"""A client that sends nothing for so long in mid-request is let go."""
+"""A client that sends nothing for so long in mid-request is let go, or that takes so long for a request's head."""
 WATCH_SECONDS = 5.0
 """So often, at least, a connection is looked at."""
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 1000
-DIRECT_FROM = 64 << 10
+DIRECT_FROM = LARGE
 """Bodies of more bytes are read from the socket straight to where they are needed."""
 
 
@@ -44,6 +44,7 @@ class InferenceProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.state = cast("FastAPI", self.config.app).state.worker
         self.heard = 0.0  # when bytes last came from the client
+        self._begun = 0.0  # when it was the client's turn to send what it is to send now
         self._idle_since: float | None = None
         self._stalled = False
         self._in_head = False
@@ -55,7 +56,7 @@ class InferenceProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Called by asyncio."""
         super().connection_made(transport)
-        self.heard = self.loop.time()
+        self.heard = self._begun = self.loop.time()
         self._watch(min(self.timeout_keep_alive, WATCH_SECONDS))
 
     def data_received(self, data: bytes) -> None:
@@ -78,6 +79,7 @@ class InferenceProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._in_head = True
+        self._begun = self.heard
 
     def on_headers_complete(self) -> None:
         """Called by the parser: an inference request, or one for uvicorn."""
@@ -182,6 +184,7 @@ class InferenceProtocol(HttpToolsProtocol):
             self.state.flush()  # only then is it known whether the client takes its responses
         if self.flow.write_paused:
             self._stalled = True
+            self.heard = self._begun = self.loop.time()  # from now on the client may take its time to read
         elif self.pipeline:
             self.loop.call_soon(self._go_on)  # not from here: a thousand bad requests in a row would nest as deeply
         else:
@@ -192,6 +195,7 @@ class InferenceProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
+            self._begun = self.loop.time()
             self._start_asgi_task(*self.pipeline.pop())
             return
         self._idle_since = self.loop.time()
@@ -226,7 +230,8 @@ class InferenceProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _unset_keepalive_if_required(self) -> None:
-        self._idle_since = None
+        if self._idle_since is not None:
+            self._idle_since, self._begun = None, self.heard
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection if it was idle for too long or its client stopped in mid-request; else look again."""
@@ -237,7 +242,7 @@ class InferenceProtocol(HttpToolsProtocol):
         if self._idle_since is not None:
             left = self._idle_since + self.timeout_keep_alive - now
         elif self._waits_for_client():
-            left = min(self.heard + RECEIVE_SECONDS, self._body_until()) - now
+            left = min(self.heard + RECEIVE_SECONDS, self._sent_until()) - now
         else:
             left = self.timeout_keep_alive
         if left > 0:
@@ -247,12 +252,12 @@ class InferenceProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _body_until(self) -> float:
-        """When the rest of a body must be there, or much more of it."""
+    def _sent_until(self) -> float:
+        """When the rest of a head, or of a small body, must be there; of an inference's body, or much more of it."""
         cycle: object = self.cycle
         if isinstance(cycle, Inference) and not cycle.body.complete:
             return cycle.started + cycle.body.seconds_allowed(self.state.request_timeout)
-        return math.inf
+        return self._begun + RECEIVE_SECONDS
 
     def _waits_for_client(self) -> bool:
         """Whether it is the client's turn to send: the rest of a request, or a first one."""

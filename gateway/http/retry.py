@@ -1,7 +1,7 @@
 """What becomes of a request whose instance is gone: it is sent again, or answered with the error it has earned."""
 
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, InstanceDied, OutOfMemory
-from gateway.ipc.channel import InstanceLost
+from gateway.ipc.reply import InstanceLost
 
 MOST_DEATHS = 2
 """A request that was being computed in so many deaths is taken for their cause."""

@@ -9,6 +9,10 @@ from gateway.http.waiting import WaitingRoom, Wish
 from gateway.metrics import Counters
 from gateway.routing import RoutingTable, Target
 
+ARRIVING_BYTES = 1 << 30
+ARRIVING_BODIES = 4
+"""So many bytes, and so many bodies of the largest size, may be on their way in at once."""
+
 
 class Supervisor(Protocol):
     """The questions that only the supervisor can answer."""
@@ -27,6 +31,9 @@ class WorkerState:
         self.supervisor = supervisor
         self.max_body_bytes = max_body_bytes
         self.request_timeout = request_timeout
+        self.arriving = 0
+        """Bytes of large bodies on their way in: no model's queue has them yet."""
+        self.max_arriving = max(ARRIVING_BYTES, ARRIVING_BODIES * max_body_bytes)
         self.table = RoutingTable()
         self.counters = Counters()
         self.condemned = Condemned()

@@ -3,8 +3,8 @@
 import functools
 import math
 import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ import orjson
 import simdjson
 
 from gateway.errors import RequestError
-from gateway.tensors import DTYPES, Array, Buffer, array_from_raw, pack_bytes
+from gateway.tensors import DTYPES, Array, Buffer, pack_bytes, unpack_bytes
 
 Data = msgspec.Raw | simdjson.Array
 
@@ -30,6 +30,8 @@ _FORMATS = {
     "FP32": "f",
     "FP64": "d",
 }
+ELEMENT_WISE = frozenset({"BOOL", "BYTES"})
+"""Datatypes whose JSON is looked at element by element, however large it is."""
 _FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _decode_floats = msgspec.json.Decoder(list[float]).decode
 _decode_ints = msgspec.json.Decoder(list[int]).decode
@@ -44,7 +46,9 @@ def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, da
     """
     if isinstance(data, msgspec.Raw):
         return _raw_from_text(name, datatype, shape, data, count)
-    if datatype in ("BOOL", "BYTES"):
+    if datatype in ELEMENT_WISE:
+        if not isinstance(_first(data), simdjson.Array):
+            _check_count(name, shape, len(data), count)  # before each becomes a Python object
         return _raw_from_list(name, datatype, shape, data.as_list(), count)
     return _raw_from_large(name, datatype, shape, data, count)
 
@@ -53,7 +57,7 @@ def _raw_from_text(name: str, datatype: str, shape: Sequence[int], data: msgspec
     try:
         if datatype in ("FP32", "FP64"):
             values: Sequence[Any] = _decode_floats(data)
-        elif datatype in ("BOOL", "BYTES") or datatype in _FLOATS:
+        elif datatype in ELEMENT_WISE or datatype in _FLOATS:
             return _raw_from_list(name, datatype, shape, _decode_any(data), count)
         else:
             values = _decode_ints(data)
@@ -170,7 +174,7 @@ def _narrowed(name: str, datatype: str, wide: Array) -> Buffer:
     return narrow.view(np.uint8).data
 
 
-def lists_in(data: simdjson.Array, shape: Sequence[int]) -> int:
+def lists_of(data: simdjson.Array, shape: Sequence[int]) -> int:
     """How many lists the data of a tensor are made of: one if flat, else what the shape says."""
     total = level = 1
     if isinstance(_first(data), simdjson.Array):
@@ -181,11 +185,9 @@ def lists_in(data: simdjson.Array, shape: Sequence[int]) -> int:
 
 
 def has_list_element(data: simdjson.Array, shape: Sequence[int]) -> bool:
-    """Whether a list stands where the shape, or flatness, has an element."""
-    level: list[Any] = [data]
-    for _ in range(max(len(shape), 1) if isinstance(_first(data), simdjson.Array) else 1):
-        level = [element for item in level if isinstance(item, simdjson.Array) for element in item]
-    return any(isinstance(element, simdjson.Array) for element in level)
+    """Whether numbers have more or fewer lists among them than their shape, or flatness, makes."""
+    text = cast("bytes", data.mini)  # which its stub calls a str
+    return text.count(b"[") != lists_of(data, shape)
 
 
 def _first(data: simdjson.Array) -> Any:
@@ -208,12 +210,16 @@ def json_from_raw(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -
     RequestError if a BYTES output is no UTF-8: then only binary data can carry it.
     """
     if datatype == "BYTES":
-        elements = array_from_raw("BYTES", (math.prod(shape),), raw).tolist()
-        try:
-            return orjson.dumps([element.decode() for element in elements])
-        except UnicodeDecodeError:
-            raise RequestError(f"output '{name}' is not UTF-8 text; ask for it with binary_data") from None
+        return json_from_strings(name, unpack_bytes(raw, math.prod(shape)))
     array = np.frombuffer(raw, DTYPES[datatype])
     if datatype == "BF16":
         array = array.astype(np.float32)
     return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def json_from_strings(name: str, elements: Iterable[bytes]) -> bytes:
+    """The same for elements of a BYTES output."""
+    try:
+        return orjson.dumps([element.decode() for element in elements])
+    except UnicodeDecodeError:
+        raise RequestError(f"output '{name}' is not UTF-8 text; ask for it with binary_data") from None

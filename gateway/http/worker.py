@@ -85,16 +85,19 @@ class Worker:
         self._stream.send(Condemned(digest=digest))
 
     async def listen(self, server: uvicorn.Server) -> None:
-        """Act on what the supervisor says until it is gone; then stop the server."""
-        while (message := await self._stream.receive()) is not None:
-            if isinstance(message, Routes):
-                self._routes = message
-                await self._apply()
-                self._stream.send(Applied(epoch=message.epoch))
-                self.routed.set()
-                server.should_exit = server.should_exit or message.stopping
-            else:
-                self._hear(message)
+        """Act on what the supervisor says until it is gone, or no longer understood; then stop the server."""
+        try:
+            while (message := await self._stream.receive()) is not None:
+                if isinstance(message, Routes):
+                    self._routes = message
+                    await self._apply()
+                    self._stream.send(Applied(epoch=message.epoch))
+                    self.routed.set()
+                    server.should_exit = server.should_exit or message.stopping
+                else:
+                    self._hear(message)
+        except Exception:
+            log.exception("the supervisor's word could not be followed")  # another worker takes over, with new routes
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(ModelNotReady("the server is stopping"))
@@ -103,7 +106,7 @@ class Worker:
     def _hear(self, message: ToWorker) -> None:
         """Act on anything but new routes."""
         if isinstance(message, Collect):
-            self._count_pending()
+            self._lines.count_pending()
             self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
         elif isinstance(message, Died):
             self._lines.died(message)
@@ -140,10 +143,6 @@ class Worker:
     def _reconnect(self) -> None:
         """Some instances of the routes in force are not reached: try again."""
         self._reconnecting = asyncio.get_running_loop().create_task(self._apply())
-
-    def _count_pending(self) -> None:
-        for target in self.state.table.targets:
-            target.counters.pending = sum(len(channel.pending) for channel in target.channels)
 
     def _usage(self) -> list[tuple[str, int, float, int]]:
         state = self.state

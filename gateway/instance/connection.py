@@ -7,7 +7,7 @@ from collections import deque
 from gateway.errors import ProtocolError
 from gateway.instance.queue import PendingRequest
 from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, Arena, CancelNote, ExecutionNote, map_readable
-from gateway.ipc.framing import OFFSET, RequestHead, request_reader
+from gateway.ipc.framing import OFFSET, RELEASE_MEMORY, RequestHead, request_reader
 from gateway.tensors import Buffer
 
 RECEIVE = 256 << 10
@@ -91,6 +91,10 @@ class Connection:
 
     def release(self, request_id: int) -> None:
         """The worker has done with a reply's outputs in the arena; ProtocolError if it had none."""
+        if request_id == RELEASE_MEMORY:
+            if self._replies is not None and not self._replies.regions:
+                self._replies.trim()
+            return
         offsets = self._lent.pop(request_id, None)
         if offsets is None or self._replies is None:
             raise ProtocolError("a release of what was not lent")

@@ -5,11 +5,13 @@ memfd whose size is sealed, so that the reader cannot be made to touch memory th
 """
 
 import bisect
+import contextlib
 import fcntl
 import mmap
 import os
 from array import array
 from collections.abc import Sequence
+from typing import cast
 
 ALIGNMENT = 64
 CAPACITY = 256 << 20
@@ -85,8 +87,9 @@ class Arena:
         self._map.madvise(mmap.MADV_REMOVE, self._first)
 
     def close(self) -> None:
-        """Drop the descriptor; the mapping goes when its last view does."""
+        """Drop the descriptor and the mapping; where views of it are still in use, the mapping goes with the last."""
         os.close(self.fd)
+        unmap(self.view)
 
 
 class ExecutionNote:
@@ -97,6 +100,10 @@ class ExecutionNote:
 
     def __init__(self, memory: memoryview) -> None:
         self._words = memory[:NOTE_BYTES].cast("Q")
+
+    def release(self) -> None:
+        """It is not used any more."""
+        self._words.release()
 
     def write(self, ids: Sequence[int]) -> None:
         """These are about to be executed; the count comes last, so that a torn note says less and nothing wrong."""
@@ -109,10 +116,10 @@ class ExecutionNote:
         """Nothing is being executed any more."""
         self._words[0] = 0
 
-    def read(self) -> frozenset[int]:
-        """The ids in the note, whatever an instance has made of it."""
+    def read(self, most: int = NOTE_BYTES) -> frozenset[int]:
+        """The ids in the note, no more than `most`, whatever an instance has made of it."""
         words = self._words
-        return frozenset(words[1 : 1 + min(words[0], len(words) - 1)].tolist())
+        return frozenset(words[1 : 1 + min(words[0], len(words) - 1, most)].tolist())
 
 
 class CancelNote:
@@ -126,6 +133,10 @@ class CancelNote:
     def __init__(self, memory: memoryview) -> None:
         self._words = memory[:NOTE_BYTES].cast("Q")
         self._count = 0
+
+    def release(self) -> None:
+        """It is not used any more."""
+        self._words.release()
 
     def add(self, request_id: int) -> None:
         """Nobody waits for this one."""
@@ -151,6 +162,18 @@ def create_memory(name: str, capacity: int = CAPACITY) -> int:
     os.ftruncate(fd, capacity)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
+
+
+def unmap(view: memoryview) -> None:
+    """Give a whole mapping back at once, if nobody looks at a part of it.
+
+    A mapping holds a descriptor. Left to the garbage collector, which a worker runs rarely, those of instances that
+    are gone would add up to more than a process may have.
+    """
+    mapping = view.obj
+    with contextlib.suppress(BufferError):
+        view.release()
+        cast("mmap.mmap", mapping).close()
 
 
 def map_readable(fd: int) -> memoryview:

@@ -12,13 +12,23 @@ from typing import cast
 import msgspec
 
 from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, QueueFull, from_code
-from gateway.ipc.arena import NOTE_BYTES, THRESHOLD, Arena, CancelNote, ExecutionNote, create_memory, map_readable
+from gateway.ipc.arena import (
+    NOTE_BYTES,
+    THRESHOLD,
+    Arena,
+    CancelNote,
+    ExecutionNote,
+    create_memory,
+    map_readable,
+    unmap,
+)
 from gateway.ipc.framing import (
     CANCEL,
     DEFAULT_PRIORITY,
     INFER,
     OFFSET,
     RELEASE,
+    RELEASE_MEMORY,
     RESULT,
     Failure,
     ReplyHead,
@@ -28,42 +38,13 @@ from gateway.ipc.framing import (
     result_header,
     split_payload,
 )
+from gateway.ipc.reply import DIED, InstanceLost, Reply
 from gateway.tensors import Buffer
 
 log = logging.getLogger("gateway.channel")
 
 SWEEP_SECONDS = 1.0
 TRIM_SECONDS = 5.0
-
-
-class Reply(msgspec.Struct, gc=False):
-    """What came back for one request; `error` is set or `header` and `tensors` are.
-
-    `tensors` are views that hold only until the callback that got them returns. Times are seconds;
-    `received` is of the monotonic clock.
-    """
-
-    error: GatewayError | None
-    header: ResultHeader | None
-    tensors: Sequence[Buffer]
-    queue_seconds: float
-    compute_seconds: float
-    batch_rows: int
-    received: float
-
-
-class InstanceLost(InstanceDied):
-    """The instance is gone; `executing` says that this very call was being computed.
-
-    `verdict` is the error that such a call deserves: `instance_died` if the call itself may be the cause, `deadline` or
-    `out_of_memory` if it took too much.
-    """
-
-    def __init__(self, *, executing: bool = False, verdict: str = InstanceDied.code, reason: str = "") -> None:
-        super().__init__(_DIED)
-        self.executing = executing
-        self.verdict = verdict
-        self.reason = reason
 
 
 class _Call(msgspec.Struct, gc=False):
@@ -74,8 +55,8 @@ class _Call(msgspec.Struct, gc=False):
     size: int
 
 
-_DIED = "the model's process ended before it answered; trying again may help"
 MAX_RETRY_AFTER = 60
+MAX_SECONDS = 1e6
 _decode_failure = msgspec.msgpack.Decoder(Failure).decode
 
 
@@ -91,6 +72,8 @@ class Channel(asyncio.Protocol):
         self.max_bytes = 1 << 62
         self.rows = 0  # under way: of requests that wait or are computed
         self.bytes = 0  # of their bodies
+        self.max_executing = 1 << 30
+        """Requests that the instance computes at once: no more are believed to have ended it."""
         self.row_seconds = 0.0  # what one row takes of late
         self.distrusted = False
         """Whether the instance was let go of because it spoke nonsense."""
@@ -105,12 +88,14 @@ class Channel(asyncio.Protocol):
         self._timeout = timeout
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._reader = reply_reader()
+        self._reader = reply_reader(self.pending.__contains__)
         self._next_id = 0
         self._out: list[Buffer] = []
         self._transport: asyncio.Transport
         self._sweeper: asyncio.TimerHandle | None = None
         self._trimmer: asyncio.TimerHandle | None = None
+        self._reply_trimmer: asyncio.TimerHandle | None = None
+        self._lent_at = 0.0
         self._draining = False
         self.closed = False
 
@@ -120,15 +105,14 @@ class Channel(asyncio.Protocol):
     ) -> "Channel":
         """Connect to an instance's socket and lend it the arenas; OSError if it is not there.
 
-        `patience` is the longest a call may take, in seconds; `on_lost` is called when the instance is gone, and sees
-        to it that `settle` is.
+        A call takes `patience` seconds at most; `on_lost`, called when the instance is gone, sees to `settle`.
         """
         channel = cls(instance, patience, on_lost)
         sock = socket.socket(socket.AF_UNIX)
         try:
+            sock.setblocking(False)  # one that accepts no more lines must not hold up everybody
             sock.connect(path)
             socket.send_fds(sock, [b"arenas"], [channel.arena.fd, channel._reply_fd])
-            sock.setblocking(False)
             await channel._loop.create_unix_connection(lambda: channel, sock=sock)
         except OSError:
             sock.close()
@@ -143,8 +127,8 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Called by asyncio: no call is answered any more, which `settle` tells them."""
         self.closed = True
-        if self._trimmer:
-            self._trimmer.cancel()
+        for timer in filter(None, (self._trimmer, self._reply_trimmer)):
+            timer.cancel()
         self._close_arenas()
         self._on_lost(self)
 
@@ -153,15 +137,16 @@ class Channel(asyncio.Protocol):
 
         `alive` if only the line to it was cut: then no call is to blame.
         """
-        executing = frozenset[int]() if alive else self._note.read()
+        executing = frozenset[int]() if alive else self._note.read(self.max_executing)
+        self._note.release()
+        unmap(self._replies)
         if self._sweeper:
             self._sweeper.cancel()
-        now = time.perf_counter()
         calls, self.pending = self.pending, {}
         for request_id, call in calls.items():
             lost = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
-            error = InstanceDied(_DIED) if self.distrusted else lost
-            self._tell(call.on_reply, Reply(error, None, (), 0.0, 0.0, 0, now))
+            error = InstanceDied(DIED) if self.distrusted else lost
+            self._tell(call.on_reply, Reply(error, None, (), 0.0, 0.0, 0, time.perf_counter()))
 
     def close(self) -> None:
         """Stop using this instance."""
@@ -273,6 +258,8 @@ class Channel(asyncio.Protocol):
 
     def _hand_over(self, head: ReplyHead, raw_header: bytes, payload: bytes, now: float) -> None:
         kind, _, _, request_id, queue_seconds, compute_seconds, batch_rows = head
+        if not (0.0 <= queue_seconds < MAX_SECONDS and 0.0 <= compute_seconds < MAX_SECONDS):  # NaN is not either
+            raise ProtocolError("a reply that took no time that there is")
         call = self.pending.pop(request_id, None)
         if call is None:
             raise ProtocolError("a reply to no request")
@@ -296,11 +283,14 @@ class Channel(asyncio.Protocol):
                 failure = _decode_failure(payload)
                 error = from_code(failure.code, failure.message)
         except (ProtocolError, msgspec.DecodeError):
-            self._tell(call.on_reply, Reply(InstanceDied(_DIED), None, (), 0.0, 0.0, 0, now))
+            self._tell(call.on_reply, Reply(InstanceDied(DIED), None, (), 0.0, 0.0, 0, now))
             raise
         self._tell(call.on_reply, Reply(error, header, tensors, queue_seconds, compute_seconds, batch_rows, now))
         if header is not None and header.lent:
             self._write(request_frame(RELEASE, request_id))
+            self._lent_at = now
+            if self._reply_trimmer is None:
+                self._reply_trimmer = self._loop.call_later(TRIM_SECONDS, self._trim_replies)
 
     @staticmethod
     def _tell(on_reply: Callable[[Reply], None] | None, reply: Reply) -> None:
@@ -345,6 +335,16 @@ class Channel(asyncio.Protocol):
         if not self.arena.regions:
             self.arena.trim()
 
+    def _trim_replies(self) -> None:
+        """Have the instance give back the memory of its replies, if none has been in the arena for a while."""
+        left = self._lent_at + TRIM_SECONDS - time.perf_counter()
+        if left > 0:
+            self._reply_trimmer = self._loop.call_later(left, self._trim_replies)
+            return
+        self._reply_trimmer = None
+        self._write(request_frame(RELEASE, RELEASE_MEMORY))
+
     def _close_arenas(self) -> None:
+        self._cancelled.release()
         self.arena.close()
         os.close(self._reply_fd)

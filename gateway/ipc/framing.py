@@ -6,7 +6,7 @@ of equal requests are equal bytes, so that both sides decode each kind of reques
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -23,6 +23,8 @@ MAX_REPLY = MAX_OUTPUT + (1 << 20)
 OFFSET = struct.Struct("<Q")
 
 INFER, CANCEL, RELEASE = 1, 2, 3
+RELEASE_MEMORY = 0
+"""In place of a request id in a RELEASE: there will be no large replies for a while."""
 RESULT, FAILURE = 1, 2
 
 LEVEL, ALONE = 0x7F, 0x80
@@ -126,22 +128,24 @@ Head = TypeVar("Head", RequestHead, ReplyHead)
 class FrameReader(Generic[Head]):
     """Cuts a stream of bytes into frames, however the bytes arrive."""
 
-    def __init__(self, layout: struct.Struct, max_payload: int) -> None:
+    def __init__(
+        self, layout: struct.Struct, max_payload: int, awaited: Callable[[int], bool] = lambda _: True
+    ) -> None:
         self._layout = layout
         self._max_payload = max_payload
-        self._parts: list[bytes] = []  # of a frame that is not complete yet
-        self._have = 0
+        self._awaited = awaited
+        """Whether a frame of this request id may come: one that is not complete is kept only then."""
+        self._begun = bytearray()  # of a frame that is not complete yet
         self._need = 0
 
     def feed(self, data: bytes) -> list[tuple[Head, bytes, bytes]]:
         """The frames that `data` completes, each as head, header, payload; ProtocolError if they make no sense."""
-        if self._parts:
-            self._parts.append(data)
-            self._have += len(data)
-            if self._have < self._need:
+        if self._begun:
+            self._begun += data
+            if len(self._begun) < self._need:
                 return []
-            data = b"".join(self._parts)
-            self._parts = []
+            data = bytes(self._begun)
+            self._begun = bytearray()
         frames = []
         layout, at, end = self._layout, 0, len(data)
         need = layout.size
@@ -153,12 +157,15 @@ class FrameReader(Generic[Head]):
             payload_at = header_at + head[1]
             stop = payload_at + head[2]
             if stop > end:
+                if not self._awaited(head[3]):
+                    raise ProtocolError("a frame begins that nobody waits for")
                 need = stop - at
                 break
             frames.append((head, data[header_at:payload_at], data[payload_at:stop]))
             at = stop
         if at < end:
-            self._parts, self._have, self._need = [data[at:]], end - at, need
+            self._begun += data[at:]
+            self._need = need
         return frames
 
 
@@ -167,24 +174,28 @@ def request_reader() -> FrameReader[RequestHead]:
     return FrameReader(REQUEST_HEAD, MAX_PAYLOAD)
 
 
-def reply_reader() -> FrameReader[ReplyHead]:
-    """A reader of the frames that a worker receives."""
-    return FrameReader(REPLY_HEAD, MAX_REPLY)
+def reply_reader(awaited: Callable[[int], bool] = lambda _: True) -> FrameReader[ReplyHead]:
+    """A reader of the frames that a worker receives; `awaited` says of a request id whether it has no reply yet."""
+    return FrameReader(REPLY_HEAD, MAX_REPLY, awaited)
 
 
 HEADERS = 4096
 """Distinct result headers remembered; more of them only costs decoding again."""
+REMEMBERED_BYTES = 2048
+"""Only headers of so many bytes are: a model that names its outputs anew each time must not fill the memory."""
 _result_headers: dict[bytes, ResultHeader] = {}
 _decode_result = msgspec.msgpack.Decoder(ResultHeader).decode
 
 
 def result_header(raw: bytes) -> ResultHeader:
-    """The header of a RESULT frame, the same object for the same bytes; msgspec.DecodeError if it is none."""
+    """The header of a RESULT frame, the same object for the same few bytes; msgspec.DecodeError if it is none."""
     header = _result_headers.get(raw)
     if header is None:
-        if len(_result_headers) >= HEADERS:
-            _result_headers.clear()
-        header = _result_headers[raw] = _decode_result(raw)
+        header = _decode_result(raw)
+        if len(raw) <= REMEMBERED_BYTES:
+            if len(_result_headers) >= HEADERS:
+                _result_headers.clear()
+            _result_headers[raw] = header
     return header
 
 
