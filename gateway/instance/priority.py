@@ -16,9 +16,9 @@ def can_be_raised() -> bool:
     return bool(effective & _SYS_NICE)
 
 
-def give_way() -> None:
+def give_way(nice: int = LOWEST) -> None:
     """Run only when nobody else wants to, until `raise_again`."""
-    os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
 def raise_again(pid: int) -> None:

@@ -80,6 +80,7 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
     # The supervisor says nothing but Stop, and its silence at the end of the stream means the same.
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
     server.run(control, on_control=lambda: False)
+    priority.give_way()  # nobody waits for the kernel to take the process apart, which is milliseconds of work
     return 0
 
 

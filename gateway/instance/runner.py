@@ -14,11 +14,13 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from gateway.instance import process, sandbox
+from gateway.instance import priority, process, sandbox
 from gateway.instance.backend import Backend
 from gateway.ipc.lifeline import die_with_parent
 from gateway.ipc.messages import Exited, Forked, Kill, RunnerReady, Spawn, ToRunner, pack, unpack
 
+FORK_NICE = 10
+"""Lower, and those who wait for another model would wait for this fork too long."""
 MAX_DATAGRAM = 1 << 17
 
 
@@ -94,7 +96,13 @@ class Runner:
         threads = len(list(Path("/proc/self/task").iterdir()))
         assert threads == 1, f"{threads} threads in the runner would not survive a fork"
         parent = os.getpid()
-        pid = os.fork()
+        if spawn.background:
+            priority.give_way(FORK_NICE)  # copying the page tables of a framework takes milliseconds, too
+        try:
+            pid = os.fork()
+        finally:
+            if spawn.background and os.getpid() == parent:
+                priority.raise_again(parent)
         if pid == 0:
             self._become_instance(spawn, control_fd, output_fd, parent)
         fd = os.pidfd_open(pid)
