@@ -23,7 +23,7 @@ LAYERS = """
     gateway.instance.kernel gateway.instance.syscalls
     gateway.instance.landlock gateway.instance.seccomp gateway.instance.priority
     gateway.instance.sandbox
-    gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
+    gateway.ipc.reply gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
     gateway.instance.replies gateway.instance.proof
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus

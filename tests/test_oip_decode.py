@@ -359,7 +359,7 @@ def test_strings_beyond_a_bound_are_refused_before_they_are_looked_at(inputs: in
     words = binary(*((f"words{number}", np.full(MAX_STRINGS // inputs, b"", object)) for number in range(inputs)))
     decoded(words[0], target_of(OPEN), words[1])
     more = binary(*((f"words{number}", np.full(MAX_STRINGS // inputs + 1, b"", object)) for number in range(inputs)))
-    with pytest.raises(RequestError, match="BYTES elements"):
+    with pytest.raises(RequestError, match="strings in its BYTES inputs"):
         decoded(more[0], target_of(OPEN), more[1])
 
 

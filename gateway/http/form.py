@@ -81,7 +81,7 @@ def checked_form(
         checked.append(FormInput(name, datatype, shape, count, size))
     strings = sum(each.count for each in checked if each.datatype == "BYTES")
     if strings > MAX_STRINGS:
-        raise RequestError(f"the request has {strings} BYTES elements, {MAX_STRINGS} are the most")
+        raise RequestError(f"the request has {strings} strings in its BYTES inputs, {MAX_STRINGS} are the most")
     missing = target.required[signature.name].difference(names)
     if missing:
         raise RequestError(f"input '{min(missing)}' of model '{target.model}' is missing")
