@@ -82,7 +82,7 @@ def test_the_version_is_shown(place: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["serve", "--prot", "1"]])
 def test_help_and_a_wrong_option_answer_at_once(place: Path, arguments: list[str]) -> None:
-    """Within half a second; where the machine is slow at the moment, within twice what the parser of options takes."""
+    """Within half a second; where the machine is slow at the moment, within four times what importing the parser of options takes."""
     seconds, bare = [], []
     for _ in range(3):
         started = time.perf_counter()
@@ -94,7 +94,7 @@ def test_help_and_a_wrong_option_answer_at_once(place: Path, arguments: list[str
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import asyncio, typer.main, rich.table"], check=True, timeout=20)
         bare.append(time.perf_counter() - started)
-    assert min(seconds) < max(0.5, 2 * min(bare, default=0.0))
+    assert min(seconds) < max(0.5, 4 * min(bare, default=0.0))
 
 
 def test_help_names_every_setting(place: Path) -> None:
