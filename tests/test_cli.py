@@ -82,7 +82,7 @@ def test_the_version_is_shown(place: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["serve", "--prot", "1"]])
 def test_help_and_a_wrong_option_answer_at_once(place: Path, arguments: list[str]) -> None:
-    """Within half a second; where the machine is slow at the moment, within four times what importing the parser of options takes."""
+    """Within half a second; on a machine that is slow now, within four times what importing the libraries takes."""
     seconds, bare = [], []
     for _ in range(3):
         started = time.perf_counter()
