@@ -1,7 +1,6 @@
 """Which model versions there are and which instance gets a request: the HTTP worker's view, replaced as a whole."""
 
 from collections.abc import Iterable
-from urllib.parse import quote
 
 import orjson
 
@@ -72,7 +71,7 @@ def pick(target: Target) -> Channel:
 
 
 class RoutingTable:
-    """All versions by name, and by request path for those that can answer."""
+    """All versions by name, and those of them that can answer."""
 
     def __init__(
         self,
@@ -92,17 +91,6 @@ class RoutingTable:
             if route.state == "LOADING" and before is not None and before.answers(route.model, route.version):
                 self._waking.add((route.model, route.version))
         self._targets = {(target.model, int(target.version)): target for target in targets}
-        self.infer_paths: dict[bytes, Target] = {}
-        for model in self.models:
-            base = f"/v2/models/{quote(model, safe='')}"
-            for version, target in self._ready(model):
-                for name in (version, *target.route.labels):
-                    self.infer_paths[f"{base}/versions/{name}/infer".encode()] = target
-            if (default := self._targets.get((model, self.find(model).version))) is not None:
-                self.infer_paths[f"{base}/infer".encode()] = default
-
-    def _ready(self, model: str) -> list[tuple[int, Target]]:
-        return [(v, self._targets[model, v]) for v in sorted(self.models[model]) if (model, v) in self._targets]
 
     def find(self, model: str, version: str | None = None) -> VersionRoute:
         """The version or label asked for, else the highest that answers, now or soon, else the highest.

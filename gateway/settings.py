@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from gateway.errors import ConfigError
@@ -20,6 +20,24 @@ _SERVICE_LINK = re.compile(r"GATEWAY_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 """Bytes, written as 512MB or 8GiB."""
+
+
+def _checked_address(value: str) -> str:
+    if value != "off":
+        split_address(value)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
+"""HOST:PORT, or off."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT or [HOST]:PORT; ValueError if it is none."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError("must be HOST:PORT or off")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _state_directory() -> Path:
@@ -35,6 +53,10 @@ class Settings(BaseSettings):
     model_store: Path = Path("model_store")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    management_address: Address = "127.0.0.1:8081"
+    """TorchServe's management calls; off: nowhere."""
+    metrics_address: Address = "127.0.0.1:8082"
+    """Metrics without the rest of the API; off: nowhere."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     max_body_bytes: Annotated[int, Field(ge=1, le=128 << 20)] = 64 << 20
     request_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
@@ -56,6 +78,17 @@ class Settings(BaseSettings):
     """A version's files must have been left alone for so long before they are loaded."""
     state_directory: Path = Field(default_factory=_state_directory)
     """Where measured footprints are kept across restarts."""
+    keys_file: Path | None = None
+    """API keys; None: nobody needs one, and what changes the server is for this machine only."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    cors_origins: list[str] = []
+    """Origins of web pages that may call the API; "*" for all."""
+    server_name: Annotated[str, Field(min_length=1, max_length=100)] = "gateway"
+    access_log: bool = False
+    """Whether each request is a line of JSON on stdout."""
+    otlp_endpoint: str | None = None
+    """URL of an OpenTelemetry collector (OTLP over HTTP)."""
 
     @classmethod
     def settings_customise_sources(

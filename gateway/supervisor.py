@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 
 from gateway import metrics
@@ -16,6 +15,7 @@ from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.policy import aspired, dangling_labels, missing
 from gateway.lifecycle.residency import Residency
 from gateway.lifecycle.version import Version
+from gateway.listeners import Listeners
 from gateway.nodes.local import LocalNode
 from gateway.nodes.memory import available_memory
 from gateway.settings import Settings
@@ -36,18 +36,25 @@ ONE_WISH_SECONDS = 0.1
 class Supervisor:
     """Runs until stopped; every process of the gateway is its child or grandchild."""
 
-    def __init__(self, settings: Settings, sock: socket.socket, on_settled: Callable[[Version], None]) -> None:
+    def __init__(self, settings: Settings, listeners: Listeners, on_settled: Callable[[Version], None]) -> None:
         self.settings = settings
         self._budget = settings.memory_budget or int(available_memory() * SHARE_OF_FREE)
         self._node = LocalNode(settings.sandbox, memory_limit=self._budget)
         start = Start(
-            listen_fd=sock.fileno(),
+            listeners={name: sock.fileno() for name, sock in listeners.sockets.items()},
+            loopback=[name for name in listeners.sockets if listeners.is_loopback(name)],
             max_body_bytes=settings.max_body_bytes,
             request_timeout=settings.request_timeout,
             keep_alive_seconds=settings.keep_alive_seconds,
             drain_timeout=settings.drain_timeout,
+            server_name=settings.server_name,
+            cors_origins=settings.cors_origins,
+            tls_cert=str(settings.tls_cert or ""),
+            tls_key=str(settings.tls_key or ""),
+            access_log=settings.access_log,
+            otlp_endpoint=settings.otlp_endpoint or "",
         )
-        self.workers = Workers(sock, start, settings.workers, self._answer)
+        self.workers = Workers(listeners, start, settings.workers, self._answer)
         keeper = Keeper(
             self._node, self._publish, self.workers.tell, settings.load_timeout, max(settings.drain_timeout, 1.0)
         )
@@ -207,12 +214,12 @@ class Supervisor:
 
 async def supervise(
     settings: Settings,
-    sock: socket.socket,
+    listeners: Listeners,
     on_settled: Callable[[Version], None],
     on_started: Callable[[Manager], None],
 ) -> int:
     """Run the gateway until SIGINT or SIGTERM; its exit code, which is not 0 if it gave up."""
-    supervisor = Supervisor(settings, sock, on_settled)
+    supervisor = Supervisor(settings, listeners, on_settled)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)

@@ -8,10 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from gateway import metrics
-from gateway.errors import ConfigError
 from gateway.http.condemned import REMEMBER_SECONDS
 from gateway.ipc.messages import (
     Applied,
@@ -28,6 +27,7 @@ from gateway.ipc.messages import (
     Start,
     Usage,
 )
+from gateway.listeners import Listeners
 from gateway.metrics import VersionCounters
 from gateway.store.source import Key
 
@@ -40,24 +40,10 @@ RESTARTS = 5
 STEADY_SECONDS = 10.0
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
-    """The socket that all workers accept from; ConfigError if the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    sock.listen(2048)
-    return sock
-
-
 class _Worker:
     """The supervisor's side of one HTTP worker process."""
 
-    def __init__(self, index: int, listen_fd: int) -> None:
+    def __init__(self, index: int, descriptors: Iterable[int]) -> None:
         self.index = index
         self.stream: MessageStream[FromWorker]
         self.applied = 0
@@ -67,7 +53,7 @@ class _Worker:
         self._ours, theirs = socket.socketpair()
         self.process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "gateway.http.worker", str(theirs.fileno()), str(os.getpid()), str(index)],
-            pass_fds=[theirs.fileno(), listen_fd],
+            pass_fds=[theirs.fileno(), *descriptors],
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
@@ -89,9 +75,9 @@ class Workers:
     """All HTTP workers. `answer` is called for what only the supervisor knows."""
 
     def __init__(
-        self, sock: socket.socket, start: Start, count: int, answer: Callable[[Ask], Awaitable[Message]]
+        self, listeners: Listeners, start: Start, count: int, answer: Callable[[Ask], Awaitable[Message]]
     ) -> None:
-        self._socket = sock
+        self._listeners = listeners
         self._start = start
         self._count = count
         self._answer = answer
@@ -130,7 +116,7 @@ class Workers:
         Those that have not within so many seconds are killed. Until then they hear what changes.
         """
         self._stopping = True
-        self._socket.close()  # when the workers have closed theirs, too, connections are refused
+        self._listeners.close()  # when the workers have closed theirs, too, connections are refused
         loop = asyncio.get_running_loop()
         await asyncio.gather(*(loop.run_in_executor(None, each.wait, grace) for each in self._workers.values()))
         for task in self._tasks:
@@ -152,7 +138,7 @@ class Workers:
         while deaths < RESTARTS:
             started = loop.time()
             try:
-                worker = _Worker(index, self._socket.fileno())
+                worker = _Worker(index, self._start.listeners.values())
                 await worker.open()
             except OSError as error:
                 log.error("HTTP worker %d cannot be started: %s", index, error)  # noqa: TRY400 - no bug of ours

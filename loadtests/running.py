@@ -52,6 +52,7 @@ class Running:
         self.url = f"http://127.0.0.1:{port}"
         self.log = directory / "gateway.log"
         command = [sys.executable, "-m", "gateway", "serve", "--port", str(port), "--model-store", str(store)]
+        command += ["--management-address", "off", "--metrics-address", "off"]
         command += ["--state-directory", str(directory / "state"), "--keep-alive-seconds", "600", *options]
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(

@@ -86,6 +86,7 @@ def gateway(store: Path) -> Iterator[tuple[str, float]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "gateway", "serve", "--port", str(port), "--model-store", str(store)]
+    command += ["--management-address", "off", "--metrics-address", "off"]
     with _running(command, f"{url}/v2/health/ready", {}) as seconds:
         yield url, seconds
 

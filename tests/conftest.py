@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "model_store"
 PROGRAM = Path(sys.executable).with_name("gateway")
-QUICK = ("--settle-seconds", "0")
-"""The test models were copied a moment ago and are complete."""
+QUICK = ("--settle-seconds", "0", "--management-address", "off", "--metrics-address", "off")
+"""The test models were copied a moment ago and are complete; one listener is enough for most tests."""
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 LIMIT = 8 << 20
@@ -182,6 +182,12 @@ class Gateway:
                     if int(session) == self.process.pid and state not in "ZX":
                         found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
         return found
+
+    def listener(self, name: str) -> str:
+        """The URL of another listener, by what is said of it at the start."""
+        match = re.search(rf"(https?://\S+): .*{name}", self.log.read_text())
+        assert match, f"nothing is said of a listener for {name}"
+        return match[1]
 
     def pids(self, title: str) -> set[int]:
         """The processes whose title starts like this."""
@@ -409,7 +415,8 @@ def gateway(start_gateway: Callable[..., Any], built: Path) -> Iterator[Gateway]
     """The shared gateway, over the shipped models and all test models; no test may harm it."""
     shipped = [path.name for path in SHIPPED.iterdir() if path.is_dir()]
     models = sorted([*shipped, *(path.name for path in built.iterdir())])
-    with start_gateway(models, "--max-body-bytes", str(LIMIT), "--keep-alive-seconds", "60") as started:
+    listeners = ("--management-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
+    with start_gateway(models, "--max-body-bytes", str(LIMIT), "--keep-alive-seconds", "60", *listeners) as started:
         yield started
 
 

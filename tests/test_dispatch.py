@@ -184,7 +184,7 @@ class Bench:
             counters = self.state.counters.of("m", str(version), "pytorch")
             made = Target(self.routes[version], list(channels), counters, self.state.counters.timings_of(counters))
             targets.append(made)
-        self.state.table = RoutingTable(self.routes.values(), targets, settled=True, before=self.state.table)
+        self.state.use(RoutingTable(self.routes.values(), targets, settled=True, before=self.state.table))
         self.state.waiting.look_again()
         return channels
 

@@ -13,6 +13,7 @@ ROOT = Path(gateway.__file__).parent
 # Each module imports from lines above its own, or from its own line.
 LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
+    gateway.commands
     gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
     gateway.store.manifest gateway.metrics gateway.lifecycle.state
@@ -35,8 +36,10 @@ LAYERS = """
     gateway.exposition gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
+    gateway.listeners
     gateway.workers gateway.startup
     gateway.supervisor
+    gateway.commands.*
     gateway.cli
     gateway.__main__
 """.strip().splitlines()

@@ -99,7 +99,14 @@ EVERY: list[tuple[Any, Any]] = [
     (READY, FromInstance),
     (Failed(reason="torn"), FromInstance),
     (
-        Start(listen_fd=3, max_body_bytes=1, request_timeout=0.5, keep_alive_seconds=5, drain_timeout=0),
+        Start(
+            listeners={"http": 3},
+            loopback=["http"],
+            max_body_bytes=1,
+            request_timeout=0.5,
+            keep_alive_seconds=5,
+            drain_timeout=0,
+        ),
         ToWorker,
     ),
     (Routes(epoch=3, versions=[ROUTE], settled=True), ToWorker),

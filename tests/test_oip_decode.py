@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gateway.errors import RequestError
 from gateway.http import form as form_module
 from gateway.http import oip, oip_json
-from gateway.http.oip import Body, InferenceRequest, decode, encode_response, raw_shape
+from gateway.http.oip import Body, OipRequest, decode, encode_response, raw_shape
 from gateway.http.oip_json import LARGE_JSON, parse
 from gateway.http.tensor_json import has_list_element
 from gateway.ipc.arena import THRESHOLD
@@ -91,7 +91,7 @@ def target_of(*signatures: Signature, model: str = "m") -> Target:
 
 def decoded(
     data: bytes, target: Target | None = None, json_size: int | None = None, region: int | None = None
-) -> tuple[InferenceRequest, FakeChannel, list[int]]:
+) -> tuple[OipRequest, FakeChannel, list[int]]:
     channel, regions = FakeChannel(), list[int]()
     if region is not None:
         channel.memory = bytearray(region) + data
@@ -101,7 +101,7 @@ def decoded(
     return request, channel, regions
 
 
-def arrays_of(request: InferenceRequest, channel: FakeChannel) -> dict[str, Array]:
+def arrays_of(request: OipRequest, channel: FakeChannel) -> dict[str, Array]:
     """What the instance makes of a request."""
     header = msgspec.msgpack.decode(request.header, type=RequestHeader)
     pieces = split_payload(header.inputs, b"".join(request.payload), memoryview(bytes(channel.memory)))
@@ -507,9 +507,9 @@ def test_a_large_form_is_not_remembered() -> None:
 
 def test_the_json_of_a_large_result_header_is_not_kept() -> None:
     before = len(oip._fragments)  # noqa: SLF001 - their size is the point
-    response(InferenceRequest(b"", []), ("y" * 3 * REMEMBERED_BYTES, Y[1]))
+    response(OipRequest(b"", []), ("y" * 3 * REMEMBERED_BYTES, Y[1]))
     assert len(oip._fragments) == before  # noqa: SLF001
-    response(InferenceRequest(b"", []), Y)
+    response(OipRequest(b"", []), Y)
     assert len(oip._fragments) == before + 1  # noqa: SLF001
 
 
@@ -610,7 +610,7 @@ def test_every_kind_of_buffer_is_parsed(kind: Any, padding: bytes) -> None:
 # The response
 
 
-def response(request: InferenceRequest, *tensors: tuple[str, Array]) -> tuple[Any, list[Buffer]]:
+def response(request: OipRequest, *tensors: tuple[str, Array]) -> tuple[Any, list[Buffer]]:
     raws = [raw_from_array(array) for _, array in tensors]
     header = ResultHeader(
         tuple(
@@ -627,7 +627,7 @@ Y = ("y", np.array([[1.5, 2.5]], np.float32))
 
 
 def test_a_response_is_json() -> None:
-    value, binary_data = response(InferenceRequest(b"", [], 'an "id"'), Y, ("s", np.array(["a ö"], object)))
+    value, binary_data = response(OipRequest(b"", [], 'an "id"'), Y, ("s", np.array(["a ö"], object)))
     assert value == {
         "model_name": "m",
         "model_version": "1",
@@ -641,7 +641,7 @@ def test_a_response_is_json() -> None:
 
 
 def test_a_response_without_outputs_is_json_too() -> None:
-    value, _ = response(InferenceRequest(b"", []))
+    value, _ = response(OipRequest(b"", []))
     assert value == {"model_name": "m", "model_version": "1", "outputs": []}
 
 
@@ -649,7 +649,7 @@ def test_a_response_without_outputs_is_json_too() -> None:
     ("default", "single", "want"), [(True, {}, 2), (False, {"y": True}, 1), (True, {"y": False}, 1)]
 )
 def test_outputs_are_binary_where_they_are_wanted_so(default: bool, single: dict[str, bool], want: int) -> None:
-    request = InferenceRequest(b"", [], binary_default=default, binary=single)
+    request = OipRequest(b"", [], binary_default=default, binary=single)
     value, binary_data = response(request, Y, ("b", np.array([b"\xff"], object)) if default else ("z", Y[1]))
     assert len(binary_data) == want
     sizes = [item["parameters"]["binary_data_size"] for item in value["outputs"] if "parameters" in item]
@@ -659,7 +659,7 @@ def test_outputs_are_binary_where_they_are_wanted_so(default: bool, single: dict
 
 def test_text_that_is_no_unicode_asks_for_binary_data() -> None:
     with pytest.raises(RequestError, match="binary_data"):
-        response(InferenceRequest(b"", []), ("s", np.array([b"\xff"], object)))
+        response(OipRequest(b"", []), ("s", np.array([b"\xff"], object)))
 
 
 def test_strings_are_packed_as_the_extension_says() -> None:

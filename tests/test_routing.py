@@ -53,9 +53,10 @@ def table_of(*routes: VersionRoute, settled: bool = True) -> RoutingTable:
 def test_the_highest_ready_version_answers_for_the_model() -> None:
     table = table_of(route_of(version=9), route_of(version=10), route_of(version=11, state="LOADING"))
     assert table.find("m").version == 10
-    assert table.infer_paths[b"/v2/models/m/infer"].version == "10"
-    assert table.infer_paths[b"/v2/models/m/versions/9/infer"].version == "9"
-    assert b"/v2/models/m/versions/11/infer" not in table.infer_paths
+    assert table.target("m").version == "10"
+    assert table.target("m", "9").version == "9"
+    with pytest.raises(ModelNotReady):
+        table.target("m", "11")
 
 
 def labelled(version: int, *labels: str, state: str = "READY") -> VersionRoute:
@@ -67,8 +68,8 @@ def test_a_label_is_the_version_that_it_stands_for() -> None:
     table = table_of(labelled(1, "stable"), labelled(2, "canary"))
     assert table.find("m", "stable").version == 1
     assert table.target("m", "canary").version == "2"
-    assert table.infer_paths[b"/v2/models/m/versions/stable/infer"].version == "1"
-    assert table.infer_paths[b"/v2/models/m/infer"].version == "2"
+    assert table.target("m", "stable").version == "1"
+    assert table.target("m").version == "2"
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,7 @@ def test_a_cold_version_soon_answers_and_is_found_where_none_is_ready() -> None:
 def test_a_version_does_not_lose_its_place_by_going_cold() -> None:
     table = table_of(route_of(version=1), route_of(version=2, state="COLD"))
     assert table.find("m").version == 2
-    assert b"/v2/models/m/infer" not in table.infer_paths
-    assert b"/v2/models/m/versions/1/infer" in table.infer_paths
+    assert table.target("m", "1").version == "1"
 
 
 def test_a_version_that_loads_is_waited_for_only_if_it_was_there_before() -> None:
@@ -126,7 +126,6 @@ def test_a_server_that_stops_is_not_ready() -> None:
 def test_without_a_ready_version_the_highest_is_found() -> None:
     table = table_of(route_of(version=2, state="FAILED"), route_of(version=3, state="LOADING"))
     assert table.find("m").version == 3
-    assert table.infer_paths == {}
 
 
 def test_a_version_is_found_by_its_number_however_it_is_written() -> None:
@@ -154,11 +153,6 @@ def test_a_version_that_cannot_answer_says_why() -> None:
     with pytest.raises(ModelNotReady, match="FAILED: no layer fits"):
         table.target("m", "2")
     assert table.target("m").version == "1"
-
-
-def test_a_name_that_needs_quoting_is_quoted_in_its_path() -> None:
-    table = table_of(route_of("a b/ü"))
-    assert b"/v2/models/a%20b%2F%C3%BC/infer" in table.infer_paths
 
 
 def test_the_instance_with_the_fewest_requests_is_picked() -> None:

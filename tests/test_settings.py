@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,24 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         "watch": "poll",
         "settle_seconds": 0.5,
         "state_directory": Path("state"),
+        "management_address": "[::1]:1",
+        "metrics_address": "off",
+        "keys_file": Path("keys"),
+        "tls_cert": Path("cert"),
+        "tls_key": Path("key"),
+        "cors_origins": ["https://a", "*"],
+        "server_name": "triton",
+        "access_log": True,
+        "otlp_endpoint": "http://127.0.0.1:4318",
     }
+    texts = {name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in values.items()}
     assert set(values) == set(Settings.model_fields)
     assert read_settings(**values).model_dump() == values
-    yaml("".join(f"{name}: '{value}'\n" for name, value in values.items()))
+    yaml("".join(f"{name}: {json.dumps(value, default=str)}\n" for name, value in values.items()))
     assert read_settings().model_dump() == values
     Path("gateway.yaml").unlink()
-    for name, value in values.items():
-        monkeypatch.setenv(f"GATEWAY_{name.upper()}", str(value))
+    for name, text in texts.items():
+        monkeypatch.setenv(f"GATEWAY_{name.upper()}", text)
     assert read_settings().model_dump() == values
 
 
@@ -72,6 +83,8 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         ("port: many", "'port'"),
         ("port: 65536", "'port'"),
         ("port: -1", "'port'"),
+        ("management_address: here", "'management_address'"),
+        ("metrics_address: 127.0.0.1:66666", "'metrics_address'"),
         ("workers: 0", "'workers'"),
         ("request_timeout: 0", "'request_timeout'"),
         ("max_body_bytes: 0", "'max_body_bytes'"),

@@ -24,6 +24,7 @@ _METADATA = responses(openapi.MODEL_METADATA, *openapi.MODEL_ERRORS)
 _CONFIG = responses(openapi.MODEL_CONFIG, *openapi.MODEL_ERRORS)
 _STATS = responses(openapi.MODEL_STATS, *openapi.MODEL_ERRORS)
 router = APIRouter()
+metrics_router = APIRouter()
 
 
 def _state(request: Request) -> WorkerState:
@@ -176,7 +177,7 @@ async def infer(model: str, version: str | None = None) -> Response:  # noqa: AR
     raise HTTPException(404)
 
 
-@router.get(
+@metrics_router.get(
     "/metrics",
     tags=["server"],
     summary="Prometheus metrics",
@@ -217,10 +218,23 @@ def create_app() -> FastAPI:
     app = FastAPIOffline(
         title="Model serving gateway", version=__version__, description=openapi.DESCRIPTION, redoc_url=None
     )
-    app.router.redirect_slashes = False
     app.include_router(router)
+    app.include_router(metrics_router)
+    _answer_errors(app)
+    openapi.describe_truly(app)
+    return app
+
+
+def create_metrics_app() -> FastAPI:
+    """The ASGI app of the metrics' own listener."""
+    app = FastAPI(title="Metrics of the model serving gateway", version=__version__, openapi_url=None)
+    app.include_router(metrics_router)
+    _answer_errors(app)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    app.router.redirect_slashes = False
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    openapi.describe_truly(app)
-    return app

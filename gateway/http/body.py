@@ -1,10 +1,11 @@
 """A request's body on its way in: a small one in pieces from the parser, a large one straight into its place."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gateway.errors import GatewayError, PayloadTooLarge, RequestError
 from gateway.http import compression
+from gateway.http.dialect import Body
 from gateway.tensors import Buffer
 
 DISCARD_TIMES = 8
@@ -41,13 +42,15 @@ class RequestBody:
     error: GatewayError | None = None
     data: Buffer = b""
     """The body as far as it is there; all of it when `complete`."""
+    headers: Sequence[tuple[bytes, bytes]] = ()
     _received = 0
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
-    def read_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def read_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Take what matters from the request's head."""
+        self.headers = headers
         for name, value in headers:
             if name in _HEADERS:
                 self._read_header(name, value.strip())
@@ -127,6 +130,10 @@ class RequestBody:
         """So many more bytes of the buffer are filled; True if that is all."""
         self._received += count
         return self._received == self.size
+
+    def whole(self, region: int | None = None) -> Body:
+        """What a dialect reads, when all of it is there."""
+        return Body(self.data, self.json_size, region, self.headers)
 
     def unpacked(self) -> bytes:
         """The whole body without its encoding; RequestError or PayloadTooLarge if it cannot be."""

@@ -6,9 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.errors import DeadlineExceeded, GatewayError, QueueFull
-from gateway.http import oip
 from gateway.http.body import RequestBody
+from gateway.http.calls import Call
 from gateway.http.condemned import digest_of
+from gateway.http.dialect import InferenceRequest
 from gateway.http.retry import MOST_DEATHS, answer_to_loss, culprit
 from gateway.http.waiting import Wish
 from gateway.http.wishes import NONE, OtherVersion
@@ -33,7 +34,7 @@ class Dispatch:
     _target: Target | None = None
     _error: GatewayError | None = None
     _channel: Channel | None = None
-    _request: oip.InferenceRequest | None = None
+    _request: InferenceRequest | None = None
     _request_id = 0
     _region: int | None = None  # of the arena, where a large body goes; one of _regions
     _decode_seconds = 0.0
@@ -46,9 +47,10 @@ class Dispatch:
     _deaths = 0  # of instances that were computing it
     _counters: VersionCounters | None = None  # where there is no target
 
-    def __init__(self, connection: "InferenceProtocol", path: bytes, target: Target | GatewayError) -> None:
+    def __init__(self, connection: "InferenceProtocol", call: Call) -> None:
         self.started = time.perf_counter()
-        self._path = path
+        self._call = call
+        target = call.target
         self._table = connection.state.table
         self.body = RequestBody(connection.state.max_body_bytes)
         self._connection = connection
@@ -74,7 +76,7 @@ class Dispatch:
             size = len(body.data)
             if channel.rows >= channel.max_rows or channel.bytes + size > channel.max_bytes or state.condemned.digests:
                 self._check(channel, target, size)
-            request = oip.decode(oip.Body(body.data, body.json_size, self._region), target, channel, self._regions)
+            request = self._call.dialect.decode(body.whole(self._region), target, channel, self._regions)
             self._request = request
             arrived = self._arrived = self._arrived or begun
             wishes = request.wishes
@@ -123,14 +125,14 @@ class Dispatch:
         """The routes have changed since the head came, or another version is meant: find the model anew."""
         state = self._connection.state
         self._table, self._target = state.table, None
-        target = state.table.target(*(self._wish or self._connection.wish_in(self._path)))
+        target = state.table.target(*(self._wish or self._call.wish))
         self._target = target
         if self._channel not in target.channels:
             self._leave()
 
     def _go_elsewhere(self, other: OtherVersion) -> None:
         """The body names a version by its label."""
-        model, version = self._wish or self._connection.wish_in(self._path)
+        model, version = self._wish or self._call.wish
         if version is not None:
             raise other
         self._leave()
@@ -142,11 +144,11 @@ class Dispatch:
         state, route = self._connection.state, not_yet.route
         self._leave()
         self._counters = state.counters.of(route.model, str(route.version), route.framework)
-        wish = self._wish or self._connection.wish_in(self._path)
+        wish = self._wish or self._call.wish
         if not self._arrived:
             self._arrived = time.perf_counter()
         if self._request is None and self._wish is None:  # what it says of itself is not known yet
-            wishes = oip.wishes(oip.Body(self.body.data, self.body.json_size))
+            wishes = self._call.dialect.wishes(self.body.whole())
             if wishes.timeout is not None:
                 self._limit(wishes.timeout)
             if wishes.label is not None and wishes.label not in route.labels:

@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 
 from gateway.errors import GatewayError, QueueFull
-from gateway.http import compression, large_json, oip
+from gateway.http import compression, large_json
 from gateway.http.body import LARGE
+from gateway.http.dialect import InferenceRequest
 from gateway.http.dispatch import Dispatch
-from gateway.http.responses import error_body, error_headers, response_head, status_of
+from gateway.http.responses import error_headers, response_head
 from gateway.ipc.framing import ResultHeader
 from gateway.ipc.reply import Reply
-from gateway.routing import pick
+from gateway.routing import Target, pick
 from gateway.tensors import Buffer
 
 log = logging.getLogger("gateway.worker")
@@ -178,19 +178,19 @@ class Inference(Dispatch):
         if reply.error is not None or reply.header is None:
             self._failed(reply.error or GatewayError("internal error"))
             return
-        if reply.header.size > large_json.FROM and self._encode_slowly(reply):
-            return
-        self._encode(reply, reply.header, reply.tensors)
-
-    def _encode(self, reply: Reply, header: ResultHeader, tensors: Sequence[Buffer], *, encoded: bool = False) -> None:
-        target, request = self._target, self._request
-        assert target is not None
-        assert request is not None
+        dialect, header = self._call.dialect, reply.header
         try:
-            text, binary = oip.encode_response(request, target.response_start, header, tensors, encoded=encoded)
+            if header.size > large_json.FROM and dialect.takes_long(request, header):
+                self._encode_in_turns(reply, header, request, target)
+                return
+            text, binary = dialect.encode(request, target, header, reply.tensors)
         except Exception as error:  # noqa: BLE001 - looked at there
             self._not_encoded(error)
             return
+        self._encoded(reply, target, text, binary)
+
+    def _encoded(self, reply: Reply, target: Target, text: bytes, binary: list[Buffer]) -> None:
+        """Answer, and count the times."""
         self._answer(text, binary)
         now = time.perf_counter()
         between = reply.received - self._sent - reply.queue_seconds - reply.compute_seconds
@@ -211,31 +211,18 @@ class Inference(Dispatch):
             error = GatewayError("internal error")
         self._answer_error(error)
 
-    def _encode_slowly(self, reply: Reply) -> bool:
-        """Encode large JSON piece by piece; False if none is wanted."""
-        request, header = self._request, reply.header
-        assert request is not None
-        assert header is not None
-        wanted = [oip.as_json(request, tensor.name) for tensor in header.outputs]
-        if not any(wanted):
-            return False
-        try:
-            large_json.check_sizes([tensor for tensor, json in zip(header.outputs, wanted, strict=True) if json])
-        except GatewayError as error:
-            self._answer_error(error)
-            return True
+    def _encode_in_turns(self, reply: Reply, header: ResultHeader, request: InferenceRequest, target: Target) -> None:
         kept = [bytes(raw) for raw in reply.tensors]  # what lies in the arena is the instance's again after this turn
 
         async def encode() -> None:
             try:
-                tensors = await large_json.encode_in_turns(header, kept, wanted)
+                text, binary = await self._call.dialect.encode_in_turns(request, target, header, kept)
             except Exception as error:  # noqa: BLE001 - looked at there
                 self._not_encoded(error)
             else:
-                self._encode(reply, header, tensors, encoded=True)
+                self._encoded(reply, target, text, binary)
 
         self._encoding = self._connection.loop.create_task(encode())
-        return True
 
     def _answer(self, text: bytes, binary: list[Buffer]) -> None:
         size = len(text)
@@ -250,7 +237,11 @@ class Inference(Dispatch):
                 b"inference-header-content-length: %d\r\ncontent-length: %d\r\n" % (len(text), size)
             )
         else:
-            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % size
+            assert self._request is not None
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n" % (
+                self._request.content_type,
+                size,
+            )
         self._write(200, [head, self._end_of_head(), text, *binary])
 
     def _end_of_head(self) -> bytes:
@@ -273,11 +264,12 @@ class Inference(Dispatch):
         headers = {"content-encoding": str(self.body.accept), "vary": "accept-encoding"}
         if json_size is not None:
             headers["inference-header-content-length"] = str(json_size)
-        kind = "application/json" if json_size is None else "application/octet-stream"
+        assert self._request is not None
+        kind = self._request.content_type.decode() if json_size is None else "application/octet-stream"
         self._write(200, [response_head(200, len(packed), kind, headers), self._end_of_head(), packed])
 
     def _answer_error(self, error: GatewayError) -> None:
-        status, body = status_of(error), error_body(error)
+        status, body = self._call.dialect.error(error, self._wish or self._call.wish)
         head = response_head(status, len(body), headers=error_headers(error))
         if (counters := self._target.counters if self._target else self._counters) is not None:
             counters.drop_for(error)
@@ -287,7 +279,7 @@ class Inference(Dispatch):
         if self.response_complete:
             return  # its time was over before
         if (counters := self._target.counters if self._target else self._counters) is not None:
-            counters.count(status, "oip")
+            counters.count(status, self._call.dialect.protocol)
         if self.disconnected:
             return
         if self._timer is not None:

@@ -3,6 +3,7 @@
 Sources: kserve/open-inference-protocol specification/protocol/inference_rest.md, Triton's extension_binary_data.md.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import msgspec
 import orjson
 
 from gateway.errors import RequestError
+from gateway.http import large_json
+from gateway.http.dialect import Body, Dialect, InferenceRequest
 from gateway.http.form import FormInput, checked_form
 from gateway.http.oip_json import Input, Request, parse
 from gateway.http.tensor_json import Data, json_from_raw, raw_from_json
@@ -19,30 +22,58 @@ from gateway.ipc.framing import OFFSET, REMEMBERED_BYTES, ResultHeader
 from gateway.routing import Target
 from gateway.tensors import ITEMSIZES, Buffer, TensorSpec, check_raw, element_count, pack_bytes
 
-
-class Body(msgspec.Struct):
-    """A request body as received; `region` is where it lies in the channel's arena, if it does."""
-
-    data: bytes | bytearray | memoryview
-    json_size: int | None
-    """From Inference-Header-Content-Length; None: all of it is JSON; 0: all of it is one raw tensor."""
-    region: int | None = None
+PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
 
-class InferenceRequest(msgspec.Struct):
-    """A decoded request, ready to be sent to an instance."""
+class OipRequest(InferenceRequest):
+    """What the response must know of its request."""
 
-    header: bytes
-    payload: list[Buffer]
-    id: str = ""
-    rows: int = 1
-    wishes: Wishes = NONE
     binary_default: bool = False
-    binary: dict[str, bool] = {}
+    binary: dict[str, bool] = msgspec.field(default_factory=dict)
     """What single outputs ask for, over the default."""
 
 
-def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
+class Infer(Dialect):
+    """POST /v2/models/{model}[/versions/{version or label}]/infer."""
+
+    protocol = "oip"
+
+    def decode(self, body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
+        """See Dialect."""
+        return decode(body, target, channel, regions)
+
+    def wishes(self, body: Body) -> Wishes:
+        """See Dialect."""
+        return wishes(body)
+
+    def encode(
+        self, request: InferenceRequest, target: Target, header: ResultHeader, tensors: Sequence[Buffer]
+    ) -> tuple[bytes, list[Buffer]]:
+        """See Dialect."""
+        assert isinstance(request, OipRequest)
+        return encode_response(request, target.response_start, header, tensors)
+
+    def takes_long(self, request: InferenceRequest, header: ResultHeader) -> bool:
+        """See Dialect."""
+        assert isinstance(request, OipRequest)
+        wanted = [tensor for tensor in header.outputs if as_json(request, tensor.name)]
+        large_json.check_sizes(wanted)
+        return bool(wanted)
+
+    async def encode_in_turns(
+        self, request: InferenceRequest, target: Target, header: ResultHeader, tensors: Sequence[bytes]
+    ) -> tuple[bytes, list[Buffer]]:
+        """See Dialect."""
+        assert isinstance(request, OipRequest)
+        wanted = [as_json(request, tensor.name) for tensor in header.outputs]
+        encoded = await large_json.encode_in_turns(header, tensors, wanted)
+        return encode_response(request, target.response_start, header, encoded, encoded=True)
+
+
+INFER = Infer()
+
+
+def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> OipRequest:
     """Check a request against the model's signature and make it ready to send.
 
     Regions of the channel's arena that the request takes are appended to `regions`. RequestError says what is wrong;
@@ -81,7 +112,7 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
         payload.append(raw if placed is None else placed)
     if at != len(body.data):
         raise RequestError(f"the body has {len(body.data) - at} bytes that belong to no input")
-    decoded = InferenceRequest(form.header_for(tensors), payload, request.id, form.rows, wishes)
+    decoded = OipRequest(form.header_for(tensors), payload, request.id, form.rows, wishes)
     if parameters or outputs:
         decoded.binary_default, decoded.binary = _binary_outputs(request)
     return decoded
@@ -142,7 +173,7 @@ def _binary_data(
     return raw
 
 
-def _decode_raw(body: Body, target: Target) -> InferenceRequest:
+def _decode_raw(body: Body, target: Target) -> OipRequest:
     """A body that is one tensor and nothing else; its shape follows from its size."""
     signature = target.signature(None)
     if len(signature.inputs) != 1 or signature.open_inputs:
@@ -162,7 +193,7 @@ def _decode_raw(body: Body, target: Target) -> InferenceRequest:
     placed = OFFSET.pack(body.region) if body.region is not None and spec.datatype != "BYTES" else None
     header = form.header_for([(len(raw), placed is not None)])
     payload = [raw if placed is None else placed]
-    return InferenceRequest(header, payload, binary_default=True, rows=form.rows)
+    return OipRequest(header, payload, binary_default=True, rows=form.rows)
 
 
 def raw_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
@@ -206,13 +237,13 @@ def _heads(header: ResultHeader) -> list[bytes]:
     return heads
 
 
-def as_json(request: InferenceRequest, name: str) -> bool:
+def as_json(request: OipRequest, name: str) -> bool:
     """Whether a request wants this output as JSON."""
     return not request.binary.get(name, request.binary_default)
 
 
 def encode_response(
-    request: InferenceRequest,
+    request: OipRequest,
     start: bytes,
     header: ResultHeader,
     tensors: Sequence[Buffer],

@@ -1,6 +1,6 @@
 """The HTTP connection: uvicorn's own, with inference answered inside it instead of in an ASGI task.
 
-Everything but POST …/infer goes on to uvicorn and the FastAPI app. An inference takes the place that
+Everything but inference calls (http/calls.py) goes on to uvicorn and the FastAPI app. An inference takes the place that
 uvicorn gives a request (its "cycle"), so that order among pipelined requests, flow control, keep-alive
 and graceful shutdown stay uvicorn's.
 """
@@ -8,22 +8,19 @@ and graceful shutdown stay uvicorn's.
 import asyncio
 import re
 from typing import Any, cast
-from urllib.parse import unquote_to_bytes
 
 import httptools
 from fastapi import FastAPI
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway.errors import GatewayError, RequestError
+from gateway.errors import RequestError
 from gateway.http.body import LARGE
+from gateway.http.calls import Call
 from gateway.http.inference import Inference
 from gateway.http.responses import error_body, response_head
 from gateway.http.state import WorkerState
-from gateway.http.waiting import Wish
-from gateway.routing import Target
 
-_INFER_PATH = re.compile(rb"(?:https?://[^/]*)?/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _UPGRADE = re.compile(rb"\r\n(?:upgrade|http2-settings|connection):[^\r\n]*", re.IGNORECASE)
 RECEIVE_SECONDS = 60.0
 """A client that sends nothing for so long in mid-request is let go, or that takes so long for a request's head."""
@@ -87,8 +84,9 @@ class InferenceProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         if self.parser.get_method() == b"POST":
             path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
-            if path in self.state.table.infer_paths or (path.endswith(b"/infer") and _INFER_PATH.fullmatch(path)):
-                self._begin(path)
+            call = self.state.calls.get(path) or self.state.calls.find(path)
+            if call is not None:
+                self._begin(call)
                 return
         url, expect, headers = self.url, self.expect_100_continue, self.headers
         super().on_message_begin()
@@ -96,36 +94,15 @@ class InferenceProtocol(HttpToolsProtocol):
         self.headers += headers
         super().on_headers_complete()
 
-    def target_for(self, path: bytes) -> Target | GatewayError:
-        """The model version that an inference path means, or why there is none."""
-        target = self.state.table.infer_paths.get(path)
-        if target is not None:
-            return target
-        # Not in the table: the name is written in another way, or nothing of that name can answer.
-        try:
-            return self.state.table.target(*self.wish_in(path))
-        except GatewayError as error:
-            return error
-
-    @staticmethod
-    def wish_in(path: bytes) -> Wish:
-        """The model, and the version or label if there is one, in an inference path."""
-        match = _INFER_PATH.fullmatch(path)
-        assert match is not None
-        model, version = (
-            unquote_to_bytes(part).decode("utf-8", "replace") if part else None for part in match.groups()
-        )
-        return model or "", version
-
     def _refuse_head(self) -> None:
         self.state.flush()
         body = error_body(RequestError("the head of the request is too large"))
         self.transport.write(response_head(431, len(body)) + b"connection: close\r\n\r\n" + body)
         self.transport.close()
 
-    def _begin(self, path: bytes) -> None:
+    def _begin(self, call: Call) -> None:
         existing = self.cycle
-        inference = Inference(self, path, self.target_for(path))
+        inference = Inference(self, call)
         self.cycle = cast("RequestResponseCycle", inference)
         if existing is None or existing.response_complete:
             inference.has_turn = True

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from gateway.http.calls import Calls
 from gateway.http.condemned import Condemned
 from gateway.http.waiting import WaitingRoom, Wish
 from gateway.metrics import Counters
@@ -34,7 +35,7 @@ class WorkerState:
         self.arriving = 0
         """Bytes of large bodies on their way in: no model's queue has them yet."""
         self.max_arriving = max(ARRIVING_BYTES, ARRIVING_BODIES * max_body_bytes)
-        self.table = RoutingTable()
+        self.use(RoutingTable())
         self.counters = Counters()
         self.condemned = Condemned()
         self.waiting = WaitingRoom(self._resolve, lambda model, version: supervisor.ask("wake", model, version))
@@ -42,6 +43,11 @@ class WorkerState:
         self._outbox: list[tuple[asyncio.Transport, bytes]] = []
         self._headers: Sequence[tuple[bytes, bytes]] = ()
         self._headers_text = b""
+
+    def use(self, table: RoutingTable) -> None:
+        """Route by this table from now on."""
+        self.table = table
+        self.calls = Calls(table)
 
     def _resolve(self, wish: Wish) -> Target:
         return self.table.target(*wish)

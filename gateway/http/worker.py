@@ -1,25 +1,20 @@
 """An HTTP worker process: uvicorn on the shared listening socket, and the line to the supervisor."""
 
 import asyncio
-import contextlib
 import gc
 import itertools
 import logging
-import math
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
 
-import uvicorn
 import uvloop
 from setproctitle import setproctitle
 
 from gateway.errors import DeadlineExceeded, ModelNotReady, from_code
-from gateway.http.app import create_app
 from gateway.http.lines import Lines
-from gateway.http.protocol import InferenceProtocol
+from gateway.http.servers import Servers
 from gateway.http.state import WorkerState
 from gateway.ipc.channel import Channel
 from gateway.ipc.lifeline import die_with_parent
@@ -84,8 +79,8 @@ class Worker:
         self.state.condemned.add(digest)
         self._stream.send(Condemned(digest=digest))
 
-    async def listen(self, server: uvicorn.Server) -> None:
-        """Act on what the supervisor says until it is gone, or no longer understood; then stop the server."""
+    async def listen(self, servers: Servers) -> None:
+        """Act on what the supervisor says until it is gone, or no longer understood; then stop the servers."""
         try:
             while (message := await self._stream.receive()) is not None:
                 if isinstance(message, Routes):
@@ -93,7 +88,8 @@ class Worker:
                     await self._apply()
                     self._stream.send(Applied(epoch=message.epoch))
                     self.routed.set()
-                    server.should_exit = server.should_exit or message.stopping
+                    if message.stopping:
+                        servers.stop()
                 else:
                     self._hear(message)
         except Exception:
@@ -101,7 +97,7 @@ class Worker:
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(ModelNotReady("the server is stopping"))
-        server.should_exit = True  # the supervisor is gone
+        servers.stop()  # the supervisor is gone
 
     def _hear(self, message: ToWorker) -> None:
         """Act on anything but new routes."""
@@ -132,7 +128,7 @@ class Worker:
                     counters = state.counters.of(route.model, str(route.version), route.framework)
                     channels = self._lines.channels(route.instances)
                     targets.append(Target(route, channels, counters, state.counters.timings_of(counters)))
-            state.table = RoutingTable(routes.versions, targets, routes.settled, routes.stopping, before=state.table)
+            state.use(RoutingTable(routes.versions, targets, routes.settled, routes.stopping, before=state.table))
             self._lines.keep_only_wanted()
             state.waiting.look_again()
 
@@ -155,46 +151,14 @@ class Worker:
         return used
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that says when it listens, and leaves signals alone: the supervisor decides when to stop."""
-
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_listening = on_listening
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn."""
-        await super().startup(sockets)
-        self._on_listening()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Called by uvicorn."""
-        yield
-
-
 async def serve(control: socket.socket) -> None:
     """Run one worker until the supervisor stops it or is gone."""
     stream: MessageStream[ToWorker] = await MessageStream.over(control, ToWorker)
     start = await stream.receive()
     assert isinstance(start, Start), "the supervisor's first word is Start"
     worker = Worker(stream, start)
-    app = create_app()
-    app.state.worker = worker.state
-    config = uvicorn.Config(
-        app,
-        http=InferenceProtocol,
-        ws="none",
-        lifespan="off",
-        proxy_headers=False,
-        access_log=False,
-        log_level="warning",
-        timeout_keep_alive=start.keep_alive_seconds,
-        timeout_graceful_shutdown=math.ceil(start.drain_timeout),
-        backlog=2048,
-    )
-    server = _Server(config, on_listening=lambda: stream.send(Hello(pid=os.getpid())))
-    listening = asyncio.create_task(worker.listen(server))
+    servers = Servers(start, worker.state, on_listening=lambda: stream.send(Hello(pid=os.getpid())))
+    listening = asyncio.create_task(worker.listen(servers))
     routed = asyncio.create_task(worker.routed.wait())
     await asyncio.wait([listening, routed], return_when=asyncio.FIRST_COMPLETED)
     routed.cancel()
@@ -203,7 +167,7 @@ async def serve(control: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
-    await server.serve([socket.socket(fileno=start.listen_fd)])
+    await servers.serve()
     listening.cancel()
 
 

@@ -116,11 +116,20 @@ class Stop(Message):
 class Start(Message):
     """The first message to a worker: what it needs to begin."""
 
-    listen_fd: int
+    listeners: dict[str, int]
+    """Listening descriptors by what is served there: http, management, metrics."""
+    loopback: list[str]
+    """Those of them that only this machine reaches."""
     max_body_bytes: int
     request_timeout: float
     keep_alive_seconds: int
     drain_timeout: float
+    server_name: str = "gateway"
+    cors_origins: list[str] = []
+    tls_cert: str = ""
+    tls_key: str = ""
+    access_log: bool = False
+    otlp_endpoint: str = ""
 
 
 class InstanceAddress(msgspec.Struct, frozen=True):

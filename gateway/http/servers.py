@@ -1,0 +1,84 @@
+"""What an HTTP worker serves, by listener: the API, TorchServe's management calls, metrics alone."""
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from gateway.http.app import create_app, create_metrics_app
+from gateway.http.protocol import InferenceProtocol
+from gateway.http.state import WorkerState
+from gateway.ipc.messages import Start
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it listens, and leaves signals alone: the supervisor decides when to stop."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn."""
+        await super().startup(sockets)
+        self._on_listening()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Called by uvicorn."""
+        yield
+
+
+class Servers:
+    """One uvicorn for each listener, all on one event loop; `on_listening` is called when all of them listen."""
+
+    def __init__(self, start: Start, state: WorkerState, on_listening: Callable[[], None]) -> None:
+        self._on_listening = on_listening
+        self._start = start
+        self._silent = set(start.listeners)
+        self._servers = {name: self._server(name, self._app(name, state)) for name in start.listeners}
+
+    @staticmethod
+    def _app(name: str, state: WorkerState) -> FastAPI:
+        app = create_metrics_app() if name == "metrics" else create_app()
+        app.state.worker = state
+        return app
+
+    def _server(self, name: str, app: FastAPI) -> _Server:
+        start = self._start
+        config = uvicorn.Config(
+            app,
+            http=InferenceProtocol if name == "http" else "httptools",
+            ws="none",
+            lifespan="off",
+            proxy_headers=False,
+            access_log=False,
+            log_level="warning",
+            timeout_keep_alive=start.keep_alive_seconds,
+            timeout_graceful_shutdown=math.ceil(start.drain_timeout),
+            backlog=2048,
+        )
+        return _Server(config, lambda: self._listens(name))
+
+    def _listens(self, name: str) -> None:
+        self._silent.discard(name)
+        if not self._silent:
+            self._on_listening()
+
+    async def serve(self) -> None:
+        """Serve until stopped."""
+        await asyncio.gather(
+            *(
+                server.serve([socket.socket(fileno=self._start.listeners[name])])
+                for name, server in self._servers.items()
+            )
+        )
+
+    def stop(self) -> None:
+        """Finish the requests under way, then end."""
+        for server in self._servers.values():
+            server.should_exit = True
