@@ -53,6 +53,6 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 && exit; $(FIND_PYTHON); \
 	echo "Making .venv with $$python, $$("$$python" --version)"; "$$python" -m venv --clear .venv
 	@echo "Installing PyTorch, TensorFlow and the rest into .venv: about 1 GB to download, minutes the first time"
-	.venv/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[cpu,dev,load]'
+	.venv/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[cpu,dev,load,tracing]'
 	@touch $@
 	@echo "Done. Next: make serve"
