@@ -65,6 +65,8 @@ class Calls:
         if matched is None:
             return None
         dialect, wish = matched
+        if dialect.zero_is_latest and wish[1] == "0" and 0 not in self._table.models.get(wish[0], {0}):
+            wish = (wish[0], None)
         try:
             target = self._table.target(*wish)
         except GatewayError as error:

@@ -38,6 +38,7 @@ class TensorFlowServing(Dialect):
     """What the three calls have in common."""
 
     protocol = "tfserving"
+    zero_is_latest = True
 
     def error(self, error: GatewayError, wish: Wish) -> tuple[int, bytes]:
         """See Dialect."""

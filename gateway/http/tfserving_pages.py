@@ -105,6 +105,8 @@ async def call(request: Request, model: str = "") -> Response:  # noqa: ARG001 -
         if not name:
             raise RequestError("Missing model name in request.")
         state: WorkerState = request.app.state.worker
+        if version == "0" and 0 not in state.table.models.get(name, {0}):
+            version = None
         if what is not None:
             return _answer(metadata(await state.waiting.target((name, version), state.request_timeout)))
         return _answer(status(_routes(state, name, version)))
