@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from gateway.errors import GatewayError
-from gateway.http import oip
+from gateway.http import generate, oip
 from gateway.http.dialect import Dialect
 from gateway.http.waiting import Wish
 from gateway.routing import RoutingTable, Target
@@ -15,7 +15,11 @@ CALLS = 4096
 LONGEST_PATH = 512
 """Paths of that many bytes, and so many of them, are remembered; others only cost looking again."""
 _ORIGIN = re.compile(rb"https?://[^/]*")
-_PATTERNS: tuple[tuple[re.Pattern[bytes], Dialect], ...] = ((oip.PATH, oip.INFER),)
+_PATTERNS: tuple[tuple[re.Pattern[bytes], Dialect], ...] = (
+    (oip.PATH, oip.INFER),
+    (generate.PATH, generate.GENERATE),
+    (generate.STREAM_PATH, generate.GENERATE_STREAM),
+)
 """POST to one of these is an inference; group 1 is the model and group 2, where there is one, the version or label."""
 
 

@@ -155,6 +155,8 @@ class VersionRoute(msgspec.Struct, frozen=True):
     labels: list[str] = []
     refusal: str = ""
     """Code of the error (gateway.errors) that a request for it gets while it is FAILED; empty: not_ready."""
+    file: str = ""
+    """Name of the artifact in the version's directory; empty if it is the directory itself."""
 
 
 class Routes(Message):
