@@ -1,17 +1,19 @@
 """Everything that is not inference: health, metadata, repository, metrics and the documentation pages."""
 
+import html
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
 from gateway.errors import GatewayError, NotSupported, RequestError
-from gateway.http import describe, openapi, triton
+from gateway.http import describe, model_docs, openapi, triton
 from gateway.http.asgi import State, decoded, json_response, small_body
 from gateway.http.openapi import responses
 from gateway.http.responses import error_body, error_headers, status_of
@@ -20,6 +22,9 @@ from gateway.routing import pick
 _READY = responses(openapi.MODEL_READY, *openapi.MODEL_ERRORS)
 _METADATA = responses(openapi.MODEL_METADATA, *openapi.MODEL_ERRORS)
 _CONFIG = responses(openapi.MODEL_CONFIG, *openapi.MODEL_ERRORS)
+_DOCUMENT = responses({"type": "object"}, *openapi.MODEL_ERRORS)
+_PAGE = {code: shown for code, shown in _DOCUMENT.items() if code != 200}
+STATIC = "/static-offline-docs"
 EXTENSIONS = [
     "binary_tensor_data",
     "classification",
@@ -95,6 +100,46 @@ async def model_config(state: State, model: str, version: str | None = None) -> 
     """The configuration in force, in the words of Triton's model configuration extension."""
     target = await state.waiting.target((model, version), state.request_timeout)
     return json_response(describe.configuration(target))
+
+
+@router.get(
+    "/v2/models/{model}/docs",
+    tags=["models"],
+    summary="The model's own page of this kind",
+    response_class=HTMLResponse,
+    responses=_PAGE,
+)
+@router.get(
+    "/v2/models/{model}/versions/{version}/docs",
+    tags=["models"],
+    summary="The version's own page of this kind",
+    response_class=HTMLResponse,
+    responses=_PAGE,
+)
+async def model_page(request: Request, state: State, model: str, version: str | None = None) -> Response:
+    """Its calls with its own names and shapes, and examples that can be sent."""
+    target = await state.waiting.target((model, version), state.request_timeout)
+    assets = f"{request.scope.get('root_path', '')}{STATIC}"
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title=html.escape(target.model),
+        swagger_js_url=f"{assets}/swagger-ui-bundle.js",
+        swagger_css_url=f"{assets}/swagger-ui.css",
+        swagger_favicon_url=f"{assets}/favicon.png",
+    )
+
+
+@router.get("/v2/models/{model}/openapi.json", tags=["models"], summary="The same as a document", responses=_DOCUMENT)
+@router.get(
+    "/v2/models/{model}/versions/{version}/openapi.json",
+    tags=["models"],
+    summary="The same as a document",
+    responses=_DOCUMENT,
+)
+async def model_document(state: State, model: str, version: str | None = None) -> Response:
+    """OpenAPI 3.1."""
+    target = await state.waiting.target((model, version), state.request_timeout)
+    return json_response(model_docs.document(target, version))
 
 
 @router.post(
@@ -197,7 +242,11 @@ async def _invalid(_: Request, error: Exception) -> Response:
 def create_app() -> FastAPI:
     """The ASGI app that uvicorn calls for every request but inference."""
     app = FastAPIOffline(
-        title="Model serving gateway", version=__version__, description=openapi.DESCRIPTION, redoc_url=None
+        title="Model serving gateway",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        redoc_url=None,
+        static_url=STATIC,
     )
     app.include_router(triton.router)  # first, for `stats` is no model's name in /v2/models/stats
     app.include_router(router)

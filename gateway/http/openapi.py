@@ -162,6 +162,11 @@ def _error(code: int) -> dict[str, Any]:
     return shown | ({"headers": _RETRY_AFTER} if code == 429 else {})
 
 
+def inference_errors() -> dict[str, dict[str, Any]]:
+    """The errors that an inference call may be answered with."""
+    return {str(code): _error(code) for code in _INFER_ERRORS}
+
+
 def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "schema": schema, "description": description}
 
@@ -199,7 +204,7 @@ INFER_OPERATION: dict[str, Any] = {
             "description": "the outputs",
             "content": {"application/json": {"schema": _RESPONSE}, "application/octet-stream": _BINARY},
         },
-        **{str(code): _error(code) for code in _INFER_ERRORS},
+        **inference_errors(),
     },
 }
 
@@ -229,7 +234,7 @@ GENERATE_OPERATION: dict[str, Any] = {
                 }
             },
         },
-        **{str(code): _error(code) for code in _INFER_ERRORS},
+        **inference_errors(),
     },
 }
 
