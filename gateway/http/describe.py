@@ -6,7 +6,7 @@ from typing import Any
 from gateway.http.wishes import LAST_PRIORITY
 from gateway.ipc.framing import DEFAULT_PRIORITY
 from gateway.routing import RoutingTable, Target
-from gateway.store.manifest import ModelConfig, VersionPolicy
+from gateway.store.manifest import InstanceGroup, ModelConfig, VersionPolicy
 from gateway.tensors import TensorSpec
 
 
@@ -83,6 +83,19 @@ def _version_policy(config: ModelConfig) -> dict[str, Any]:
     return {"latest": {"num_versions": policy.latest if isinstance(policy, VersionPolicy) else 1}}
 
 
+def _config_group(name: str, group: InstanceGroup) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": f"KIND_{group.kind.upper()}",
+        "count": group.count,
+        "gpus": group.gpus,
+        "secondary_devices": [],
+        "profile": [],
+        "passive": False,
+        "host_policy": "",
+    }
+
+
 def configuration(target: Target) -> dict[str, Any]:
     """Triton's model configuration, as far as it has words for what we do."""
     route, ready = target.route, target.route.ready
@@ -103,17 +116,7 @@ def configuration(target: Target) -> dict[str, Any]:
         "batch_input": [],
         "batch_output": [],
         "instance_group": [
-            {
-                "name": target.model if index == 0 else f"{target.model}_{index}",
-                "kind": f"KIND_{group.kind.upper()}",
-                "count": group.count,
-                "gpus": group.gpus,
-                "secondary_devices": [],
-                "profile": [],
-                "passive": False,
-                "host_policy": "",
-            }
-            for index, group in enumerate(config.groups)
+            _config_group(f"{target.model}_{index}", group) for index, group in enumerate(config.groups)
         ],
         "default_model_filename": route.file,
         "cc_model_filenames": {},
