@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -195,6 +196,42 @@ def test_a_model_s_output_is_classified_as_json_and_as_binary_data(gateway: Any,
     found, binary = asked(gateway, helpers, image, wanting(2, binary_data=True)).parts()
     assert found["outputs"][0]["parameters"]["binary_data_size"] == len(binary)
     assert [text.decode() for text in unpack_bytes(binary, 6)] == output["data"]
+
+
+def test_classes_have_the_labels_of_model_yaml(gateway: Any, helpers: Any) -> None:
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    (output,) = asked(gateway, helpers, np.ones((1, 64), np.float32), wanting(10)).json()["outputs"]
+    found = [text.split(":") for text in output["data"]]
+    assert sorted(int(index) for _, index, _ in found) == list(range(10))
+    assert all(names[int(index)] == label for _, index, label in found)
+    config = gateway.http.get("/v2/models/digits_torch/config").json()
+    assert config["output"][0]["labels"] == names
+
+
+def test_a_label_file_that_changes_gives_new_labels_to_the_process_that_runs(start_gateway: Any, helpers: Any) -> None:
+    stores: list[Path] = []
+
+    def label(store: Path) -> None:
+        stores.append(store)
+        config = store / "mlp" / "model.yaml"
+        config.write_text(config.read_text().replace("shape: [-1, 4]", "shape: [-1, 4], labels: labels.txt"))
+        (store / "mlp" / "labels.txt").write_text("a\nb\nc\nd\n")
+
+    with start_gateway(["mlp"], prepare=label) as gateway:
+        body = {
+            "inputs": [helpers.tensor("x", "FP32", [1, 16], [0.5] * 16)],
+            "outputs": [{"name": "y", "parameters": {"classification": 4}}],
+        }
+
+        def labels() -> set[str]:
+            (output,) = gateway.infer("mlp", body).json()["outputs"]
+            return {text.split(":")[2] for text in output["data"]}
+
+        assert labels() == {"a", "b", "c", "d"}
+        before = gateway.pids("instance")
+        (stores[0] / "mlp" / "labels.txt").write_text("e\nf\ng\nh\n")
+        helpers.until(lambda: labels() == {"e", "f", "g", "h"}, 20)
+        assert gateway.pids("instance") == before
 
 
 def test_many_classes_are_answered_like_few(gateway: Any, helpers: Any) -> None:
