@@ -165,7 +165,8 @@ class Manager:
         ModelNotFound, or LoadFailed with the reason; a version that serves is not lost by that.
         """
         if not artifacts:
-            raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
+            # Triton's clients look for both halves of it.
+            raise ModelNotFound(f"Request for unknown model: '{model}' is not found and failed to load")
         async with self.registry.lock(model):
             serves = any(version.serves() for version in self.registry.of(model))
             if serves and all(artifact.problem for artifact in artifacts):
