@@ -193,11 +193,15 @@ def test_the_generated_client_knows_the_errors(generated: Any) -> None:
     request = InferenceRequest.parse_obj({"inputs": [{"name": "z", "shape": [1], "datatype": "FP32", "data": [1.0]}]})
     with pytest.raises(BadRequestError):
         generated.model_infer("mlp", request=request)
-    with pytest.raises(ApiError) as caught:  # of this call the document has no 404
-        generated.model_infer("nobody", request=request)
-    assert caught.value.status_code == 404
+    for ask in (
+        lambda: generated.model_infer("nobody", request=request),
+        lambda: generated.read_model_metadata("nobody"),
+    ):
+        with pytest.raises(ApiError) as caught:  # of these calls the document has no 404
+            ask()
+        assert caught.value.status_code == 404
     with pytest.raises(NotFoundError):
-        generated.read_model_metadata("nobody")
+        generated.check_model_readiness("nobody")
     with pytest.raises(ServiceUnavailableError):
         generated.check_model_readiness("no_archive")
 
