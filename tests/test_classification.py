@@ -55,7 +55,8 @@ def test_each_row_has_its_own_ranking_unless_there_are_no_rows() -> None:
     assert classes(array, 2) == ((2, 2), ["10:2", "5:1", "9:0", "8:1"])
     assert classes(array, 3, by_row=False) == ((3,), ["10:2", "9:4", "8:5"])
     assert classes(array.reshape(2, 2, 2), 2) == ((2, 2), ["10:2", "5:1", "9:0", "8:1"])
-    assert classes(np.array([3, 1, 2], np.uint8), 2, by_row=False) == ((2,), ["3:0", "2:2"])
+    for by_row in (True, False):
+        assert classes(np.array([3, 1, 2], np.uint8), 2, by_row=by_row) == ((2,), ["3:0", "2:2"])
     assert classes(np.array(7.5, np.float64), 3) == ((1,), ["7.5:0"])
 
 

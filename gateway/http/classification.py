@@ -57,7 +57,7 @@ class _Ranking:
             raise RequestError(
                 f"output '{tensor.name}' has {tensor.size} bytes, {large_json.MOST} are the most to be classified"
             )
-        by_row = wanted.by_row and len(tensor.shape) > 0
+        by_row = wanted.by_row and len(tensor.shape) > 1  # values in a row of their own would all come first
         self._tensor = tensor
         self._rows = tensor.shape[0] if by_row else 1
         self._classes = math.prod(tensor.shape[1:] if by_row else tensor.shape)

@@ -5,7 +5,7 @@ Source: Triton's extension_generate.md, and for what it leaves open the way in w
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,9 +16,9 @@ from gateway.errors import RequestError
 from gateway.http import large_json
 from gateway.http.dialect import Body, Dialect, InferenceRequest
 from gateway.http.form import checked_form
-from gateway.http.json_depth import MAX_DEPTH, too_deep
+from gateway.http.json_depth import MAX_DEPTH, count_up_to, too_deep
 from gateway.http.oip_json import LARGE_JSON
-from gateway.http.tensor_json import ELEMENT_WISE, Data, has_list_element, json_from_raw, raw_from_json
+from gateway.http.tensor_json import ELEMENT_WISE, Data, has_list_element, json_from_raw, lists_of, raw_from_json
 from gateway.http.wishes import KEYS, OtherVersion, Wishes, wishes_of
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ResultHeader
@@ -59,6 +59,7 @@ class Generate(Dialect):
             raise RequestError("id must be a string")
         given = {name: tensor_of(specs[name], value) for name, value in members.items() if name in specs}
         _check_parameters(members, specs)
+        _check_lists(body.data, given, specs)
         inputs = tuple([(name, specs[name].datatype, shape) for name, (shape, _) in given.items()])
         form = checked_form(target, signature_name, inputs, ())
         payload: list[Buffer] = []
@@ -213,10 +214,7 @@ def tensor_of(spec: TensorSpec, value: Any) -> tuple[tuple[int, ...], Data]:
     """Shape and data of an input given as a scalar, a flat list or lists nested as its shape is."""
     if isinstance(value, simdjson.Array):
         sizes = _sizes(value, simdjson.Array)
-        shape = filled(spec, sizes[0]) if len(sizes) == 1 else sizes
-        if spec.datatype not in ELEMENT_WISE and has_list_element(value, shape):
-            raise RequestError(f"the nested data of input '{spec.name}' do not have its shape {list(shape[:8])}")
-        return shape, value
+        return (filled(spec, sizes[0]) if len(sizes) == 1 else sizes), value
     plain = _decoded(value)
     if isinstance(plain, list):
         sizes = _sizes(plain, list)
@@ -224,6 +222,23 @@ def tensor_of(spec: TensorSpec, value: Any) -> tuple[tuple[int, ...], Data]:
     if plain is None or isinstance(plain, dict):
         raise RequestError(f"input '{spec.name}' must be a string, a number, true or false, or a list of them")
     return filled(spec, 1), msgspec.Raw(b"[%b]" % bytes(value))
+
+
+def _check_lists(
+    text: Buffer, given: Mapping[str, tuple[tuple[int, ...], Data]], specs: Mapping[str, TensorSpec]
+) -> None:
+    """RequestError if a list stands in place of an element, which simdjson's buffers would flatten away.
+
+    As in oip_json: only where there are more brackets than the shapes account for, the data are looked at.
+    """
+    arrays = [(specs[name], shape, data) for name, (shape, data) in given.items() if isinstance(data, simdjson.Array)]
+    accounted = sum(lists_of(data, shape) for _, shape, data in arrays)
+    text = bytes(text) if isinstance(text, memoryview) else text
+    if count_up_to(text, b"[", accounted) == accounted:
+        return
+    for spec, shape, data in arrays:
+        if spec.datatype not in ELEMENT_WISE and has_list_element(data, shape):
+            raise RequestError(f"the nested data of input '{spec.name}' do not have its shape {list(shape[:8])}")
 
 
 def _sizes(value: Any, kind: type[Any]) -> tuple[int, ...]:

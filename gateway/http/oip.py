@@ -96,6 +96,8 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
     wishes = wishes_of(parameters) if parameters else NONE
     if wishes.label is not None and wishes.label not in target.route.labels:
         raise OtherVersion(wishes.label)
+    if parameters and target.route.config.stateful and parameters.get("sequence_id"):
+        raise RequestError(f"model '{target.model}' has one state for everybody; it keeps no sequences apart")
     outputs = tuple([output.name for output in request.outputs]) if request.outputs else ()
     form = checked_form(
         target,
