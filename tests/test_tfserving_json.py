@@ -1,5 +1,4 @@
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ from hypothesis.extra import numpy as arrays
 
 from gateway.errors import GatewayError, RequestError
 from gateway.http import tfserving_json
-from gateway.http.tfserving_json import LARGE, Numbers, array_of, bytes_of, parse, pieces, shape_of, tensor_of, text_of
+from gateway.http.tfserving_json import LARGE, Numbers, bytes_of, parse, shape_of, tensor_of
+from gateway.http.tfserving_outputs import pieces
 from gateway.tensors import DTYPES, array_from_raw
 
 PADDING = " " * (LARGE + 1)
@@ -113,29 +113,3 @@ def test_the_shape_is_what_the_first_elements_tell() -> None:
     assert shape_of(1) == ()
     assert shape_of([[], []]) == (2, 0)
     assert shape_of([[1, 2], [3]]) == (2, 2)
-
-
-def test_odd_numbers_are_written_as_tokens_at_their_places() -> None:
-    array = np.array([[1.0, math.nan], [math.inf, -math.inf]], np.float32)
-    assert text_of(array) == b"[[1.0,NaN],[Infinity,-Infinity]]"
-    assert text_of(np.array(math.nan)) == b"NaN"
-    assert text_of(np.array(2, np.int8)) == b"2"
-    assert text_of(np.empty((2, 0), np.float32)) == b"[[],[]]"
-
-
-@pytest.mark.parametrize("shape", [(40,), (3, 40), (40, 3), (2, 3, 40), (1, 1, 100)])
-def test_large_outputs_are_written_in_pieces_that_make_the_whole(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tfserving_json, "PIECE", 7)
-    array = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
-    parts = list(pieces(array))
-    assert json.loads(b"".join(parts)) == array.tolist()
-    assert max(map(len, parts)) < 60
-
-
-def test_strings_are_text_or_base64_by_the_name_of_their_output() -> None:
-    raw = b"\2\0\0\0\xff\xff"
-    assert array_of("image_bytes", "BYTES", (1,), raw).tolist() == [{"b64": "//8="}]
-    with pytest.raises(RequestError, match="end in _bytes"):
-        array_of("image", "BYTES", (1,), raw)

@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from gateway.errors import GatewayError
-from gateway.http import oip, tfserving
+from gateway.http import generate, oip, tfserving
 from gateway.http.dialect import Dialect
 from gateway.http.waiting import Wish
 from gateway.routing import RoutingTable, Target
@@ -17,6 +17,8 @@ LONGEST_PATH = 512
 _ORIGIN = re.compile(rb"https?://[^/]*")
 _PATTERNS: tuple[tuple[re.Pattern[bytes], Dialect], ...] = (
     (oip.PATH, oip.INFER),
+    (generate.PATH, generate.GENERATE),
+    (generate.STREAM_PATH, generate.GENERATE_STREAM),
     (tfserving.PREDICT_PATH, tfserving.PREDICT),
     (tfserving.CLASSIFY_PATH, tfserving.CLASSIFY),
     (tfserving.REGRESS_PATH, tfserving.REGRESS),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from gateway.http import cors
 from gateway.http.app import create_app, create_metrics_app
 from gateway.http.protocol import InferenceProtocol
 from gateway.http.state import WorkerState
@@ -42,10 +43,11 @@ class Servers:
         self._silent = set(start.listeners)
         self._servers = {name: self._server(name, self._app(name, state)) for name in start.listeners}
 
-    @staticmethod
-    def _app(name: str, state: WorkerState) -> FastAPI:
+    def _app(self, name: str, state: WorkerState) -> FastAPI:
         app = create_metrics_app() if name == "metrics" else create_app()
         app.state.worker = state
+        if name == "http" and self._start.cors_origins:
+            cors.allow(app, self._start.cors_origins)
         return app
 
     def _server(self, name: str, app: FastAPI) -> _Server:

@@ -18,7 +18,8 @@ from gateway.http.form import checked_form
 from gateway.http.responses import status_of
 from gateway.http.tfserving_examples import example, features
 from gateway.http.tfserving_inputs import Tensor, from_inputs, from_instances
-from gateway.http.tfserving_json import Numbers, array_of, parse, pieces, text_of
+from gateway.http.tfserving_json import Numbers, parse
+from gateway.http.tfserving_outputs import array_of, pieces, text_of
 from gateway.http.waiting import Wish
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ResultHeader
@@ -29,6 +30,7 @@ _PATH = rb"(?i:/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:%s)"
 PREDICT_PATH = re.compile(_PATH % b"predict")
 CLASSIFY_PATH = re.compile(_PATH % b"classify")
 REGRESS_PATH = re.compile(_PATH % b"regress")
+SERVING_DEFAULT = "serving_default"
 NUMERIC_LABEL = "label "
 """Before a label that is a number, which would be taken for a version."""
 Inputs = list[Tensor]
@@ -130,6 +132,8 @@ def _signature(document: dict[str, Any], target: Target) -> Signature:
     if not isinstance(name, str):
         raise RequestError("JSON Value not formatted correctly. 'signature_name' key must be a string value.")
     signature = target.signatures.get(name or target.default_signature)
+    if signature is None and name == SERVING_DEFAULT:  # TorchScript has one signature, under another name
+        signature = target.signatures[target.default_signature]
     if signature is None:
         raise RequestError(f'Serving signature name: "{name[:100]}" not found in signature def')
     return signature

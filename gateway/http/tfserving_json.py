@@ -1,4 +1,4 @@
-"""JSON of TensorFlow Serving's REST API to tensors and back: shapes come from the nesting, datatypes from the model.
+"""JSON of TensorFlow Serving's REST API to tensors: shapes come from the nesting, datatypes from the model.
 
 Source of formats and wordings: tensorflow_serving/util/json_tensor.cc and docs api_rest.md.
 """
@@ -9,18 +9,16 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
 from typing import Any, cast
 
 import msgspec
 import numpy as np
-import orjson
 import simdjson
 
 from gateway.errors import RequestError
 from gateway.http.json_depth import MAX_DEPTH, too_deep
 from gateway.http.tensor_json import FLOATS, packer
-from gateway.tensors import DTYPES, Array, Buffer, array_from_raw, element_count, pack_bytes
+from gateway.tensors import DTYPES, Array, Buffer, element_count, pack_bytes
 
 LARGE = 32 << 10
 """Bodies of more bytes are read with simdjson, where they are arrays of numbers."""
@@ -28,8 +26,6 @@ MOST_VALUES = 1 << 20
 """Values of a body that must be looked at one by one."""
 MOST_TOKEN_BYTES = 4 << 20
 """Bodies with NaN or Infinity are read by a slow parser."""
-PIECE = 16 << 10
-"""Numbers that are written at a time: about a millisecond."""
 
 TYPE_NAMES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
@@ -172,9 +168,6 @@ def bytes_of(value: Any) -> bytes:
         raise RequestError("Unable to base64 decode") from None
 
 
-# Values to tensors
-
-
 def tensor_of(datatype: str, value: Any) -> tuple[Shape, Buffer]:
     """Shape and raw bytes of a dense tensor; RequestError where its lists differ in length or a value does not fit."""
     if isinstance(value, Numbers):
@@ -300,57 +293,3 @@ def _large_tensor(datatype: str, numbers: Numbers) -> tuple[Shape, Buffer] | Non
     if datatype not in FLOATS and not (narrow == wide).all():
         return None
     return tuple(shape), narrow.view(np.uint8).data
-
-
-# Tensors to values
-
-
-def array_of(name: str, datatype: str, shape: Shape, raw: Buffer) -> Array:
-    """An output as an array that `pieces` writes; strings are text, or {"b64": …} where the name ends in _bytes."""
-    array = array_from_raw(datatype, shape, raw)
-    if datatype == "BF16":
-        return array.astype(np.float32)
-    if datatype != "BYTES":
-        return array
-    flat = np.empty(array.size, dtype=object)
-    if name.endswith("_bytes"):
-        flat[:] = [{"b64": base64.b64encode(item).decode()} for item in array.ravel().tolist()]
-        return flat.reshape(shape)
-    try:
-        flat[:] = [item.decode() for item in array.ravel().tolist()]
-    except UnicodeDecodeError:
-        raise RequestError(
-            f"output '{name}' is no UTF-8 text; bytes are sent as base64 only of outputs whose names end in _bytes"
-        ) from None
-    return flat.reshape(shape)
-
-
-def text_of(array: Array) -> bytes:
-    """A small array as nested JSON, a single value if it has no dimension; NaN and infinities as bare tokens."""
-    if array.dtype == object or not array.size:
-        return orjson.dumps(array.tolist())
-    text = orjson.dumps(np.ascontiguousarray(array).reshape(array.shape or 1), option=orjson.OPT_SERIALIZE_NUMPY)
-    if b"null" in text:
-        odd = array[~np.isfinite(array)].tolist() if array.ndim else [array.item()]
-        parts = text.split(b"null")
-        tokens = [b"NaN" if math.isnan(each) else b"Infinity" if each > 0 else b"-Infinity" for each in odd]
-        text = parts[0] + b"".join(token + part for token, part in zip(tokens, parts[1:], strict=True))
-    return text if array.ndim else text[1:-1]
-
-
-def pieces(array: Array) -> Iterator[bytes]:
-    """The nested JSON of an array, so much at a time as takes about a millisecond."""
-    if array.size <= PIECE or not array.ndim:
-        yield text_of(array)
-        return
-    each = array.size // len(array)
-    yield b"["
-    step = max(1, PIECE // each)
-    for at in range(0, len(array), step):
-        if at:
-            yield b","
-        if each > PIECE:
-            yield from pieces(array[at])
-        else:
-            yield text_of(array[at : at + step])[1:-1]
-    yield b"]"

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from gateway.errors import GatewayError, ModelNotFound, RequestError
 from gateway.http import openapi
 from gateway.http.state import WorkerState
-from gateway.http.tfserving import NUMERIC_LABEL, answer_to
+from gateway.http.tfserving import NUMERIC_LABEL, SERVING_DEFAULT, answer_to
 from gateway.ipc.messages import VersionRoute
 from gateway.routing import Target
 from gateway.tensors import TensorSpec
@@ -74,6 +74,7 @@ def metadata(target: Target) -> dict[str, Any]:
         }
         for name, signature in target.signatures.items()
     }
+    signatures.setdefault(SERVING_DEFAULT, signatures[target.default_signature])
     return {
         "model_spec": {"name": target.model, "signature_name": "", "version": target.version},
         "metadata": {"signature_def": {"signature_def": signatures}},

@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def _scan_model(directory: Path, root: str, inventory: Inventory) -> None:
         return
     config, configured, changed = ModelConfig(), 0, 0.0
     if not problem:
-        configured, changed = _configured(real)
+        configured, changed = _configured(real, manifest.files(real, root))
         try:
             config = manifest.read(real, root)
         except ConfigError as error:
@@ -182,19 +182,19 @@ def _versions(directory: Path, inventory: Inventory) -> dict[int, Path]:
     return dict(sorted(versions.items()))
 
 
-def _configured(directory: Path) -> tuple[int, float]:
-    """A fingerprint of model.yaml, by its times and size, and its change time."""
-    path = directory / manifest.FILE
+def _configured(directory: Path, names: Sequence[str]) -> tuple[int, float]:
+    """A fingerprint of model.yaml and the files that it names, by their times and sizes, and the newest change time."""
     facts: list[object] = []
     changed = 0.0
-    for follow in (False, True):
-        try:
-            info = path.stat(follow_symlinks=follow)
-        except OSError as error:
-            facts.append(error.errno)
-        else:
-            facts.append((info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
-            changed = max(changed, info.st_ctime)
+    for path in (directory / name for name in names):
+        for follow in (False, True):
+            try:
+                info = path.stat(follow_symlinks=follow)
+            except OSError as error:
+                facts.append(error.errno)
+            else:
+                facts.append((info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
+                changed = max(changed, info.st_ctime)
     return fingerprint(facts), changed
 
 
