@@ -22,6 +22,9 @@ LAYERS = """
     gateway.importing.triton
     gateway.store.foreign
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
+    gateway.importing.plan gateway.importing.archive
+    gateway.importing.tensorflow_serving gateway.importing.torchserve gateway.importing.mlserver
+    gateway.importing.layouts gateway.importing.copying
     gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend

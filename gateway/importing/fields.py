@@ -1,24 +1,32 @@
 """Reading a foreign configuration key by key, so that no key goes unread without being named."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gateway.errors import ConfigError
 from gateway.importing.report import Translation
-from gateway.importing.text_proto import Tree, Word
-
-MAX_DEPTH = 32
+from gateway.importing.text_proto import MAX_DEPTH, MAX_VALUES, Tree, Word
 
 
-def tree_of(value: Mapping[Any, Any], depth: int = 0) -> Tree:
-    """An object of JSON or YAML in the form of text_proto; ConfigError if it is nested too deep."""
-    if depth > MAX_DEPTH:
-        raise ConfigError(f"it is nested more than {MAX_DEPTH} deep")
-    found: Tree = {}
-    for key, each in value.items():
-        values = each if isinstance(each, list) else [] if each is None else [each]
-        found[str(key)] = [tree_of(item, depth + 1) if isinstance(item, dict) else item for item in values]
-    return found
+def tree_of(value: Mapping[Any, Any]) -> Tree:
+    """An object of JSON or YAML in the form of text_proto; ConfigError if it is nested too deep or too large."""
+    left = itertools.count(MAX_VALUES, -1)
+
+    def tree(value: Mapping[Any, Any], depth: int) -> Tree:
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"it is nested more than {MAX_DEPTH} deep")
+        found: Tree = {}
+        for key, each in value.items():
+            values = each if isinstance(each, list) else [] if each is None else [each]
+            found[str(key)] = here = []
+            for item in values:
+                if next(left) == 0:  # an alias of YAML is as large as what it stands for
+                    raise ConfigError(f"it holds more than {MAX_VALUES} values")
+                here.append(tree(item, depth + 1) if isinstance(item, dict) else item)
+        return found
+
+    return tree(value, 0)
 
 
 class Fields:
