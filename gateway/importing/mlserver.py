@@ -22,22 +22,23 @@ _RUNTIMES = ("sklearn", "xgboost", "lightgbm", "catboost", "huggingface", "alibi
 _WELL_KNOWN = (TORCHSCRIPT, SAVED_MODEL, ".")
 
 
-def translate(text: bytes) -> tuple[Translation, str, str, int]:
-    """(translation, name, uri, version) of a model-settings.json; ConfigError says why it cannot be served here."""
+def translate(text: bytes, found: Plan) -> tuple[str, int]:
+    """(uri, version) of a model-settings.json, and the rest into the plan; ConfigError says why it cannot be served."""
     try:
         tree = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise ConfigError(f"{FILE} is no JSON object") from None
     fields = Fields(tree_of(tree))
-    translation = Translation()
+    translation = found.translation
+    if name := fields.text("name"):
+        found.model = name
+        translation.kept("name", f"the model is called {name!r:.80}")
     runtime = fields.text("implementation") or ""
     for refused in _RUNTIMES:
         if refused in runtime.lower():
             raise ConfigError(f"implementation {runtime!r:.80} is not served here: TorchScript and SavedModels are")
     if runtime:
         translation.changed("implementation", f"code of {runtime!r:.80} is not run; its artifact is served as it is")
-    name = fields.text("name") or ""
-    translation.kept("name", f"the model is called {name!r:.80}")
     parameters = fields.section("parameters") or Fields({})
     uri = parameters.text("uri") or ""
     if uri:
@@ -57,7 +58,7 @@ def translate(text: bytes) -> tuple[Translation, str, str, int]:
             translation.keys[side] = tensors
             translation.kept(side, f"{len(tensors)} declared")
     fields.drop_rest(translation, lambda key: f"there is nothing like {key} here")
-    return translation, name, uri, version
+    return uri, version
 
 
 def _running(fields: Fields, translation: Translation) -> None:
@@ -82,8 +83,7 @@ def plan(settings: Path, root: Path) -> Plan:
     found = Plan(directory.name, str(settings.relative_to(root)), root)
     try:
         text = read_file(directory.resolve(), FILE, str(root))
-        found.translation, name, uri, version = translate(text)
-        found.model = name or found.model
+        uri, version = translate(text, found)
         found.versions[version] = _artifact(directory, uri, root)
     except OSError as error:
         found.refused = f"it cannot be read: {error.strerror}"

@@ -31,8 +31,9 @@ def translate(text: bytes, title: str) -> list[Served]:
     lists = fields.section("model_config_list")
     if lists is None:
         raise ConfigError(f"{title} has no model_config_list")
-    for key in (*fields.rest(), *(key for key in lists.tree if key != "config")):
-        raise ConfigError(f"{title}: {key} is not read; a model_config_list of configs is")
+    others = [key for key in (*fields.tree, *lists.tree) if key not in ("model_config_list", "config")]
+    if others:
+        raise ConfigError(f"{title}: {others[0]} is not read; a model_config_list of configs is")
     found = []
     for section in lists.sections("config"):
         served = Served("", "")

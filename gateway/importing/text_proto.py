@@ -3,6 +3,7 @@
 https://protobuf.dev/reference/protobuf/textformat-spec/; extensions and Any in brackets are refused.
 """
 
+import re
 from typing import Any
 
 from google.protobuf import text_format
@@ -13,6 +14,12 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
 _CLOSES = {"{": "}", "<": ">"}
+
+_QUOTES = ("'", '"')
+_ESCAPES = rb"""[abfnrtv\\'"?]|[0-3]?[0-7]{1,2}|[xX][0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4}|U00[01][0-9a-fA-F]{5}"""
+_ESCAPE = re.compile(rb"\\(" + _ESCAPES + rb")")
+_STRING = re.compile(r"(?:[^\\]|\\(?:" + _ESCAPES.decode() + "))*+", re.DOTALL)
+_LETTERS = dict(zip(b"abfnrtv", b"\a\b\f\n\r\t\v", strict=True))
 
 Tree = dict[str, list[Any]]
 """Field name → its values in their order: Word, str, int, float or another Tree."""
@@ -41,7 +48,19 @@ def parse(text: bytes, title: str) -> Tree:
 
 def _first_words(text: str) -> str:
     text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return text if len(text) <= 200 else f"{text[:60]} … {text[-100:]}"  # the reason stands at the end
+
+
+def _unescaped(match: "re.Match[bytes]") -> bytes:
+    """What an escape stands for: a byte of UTF-8, or a character."""
+    said = match[1]
+    if said[:1] in b"uU":
+        return chr(int(said[1:], 16)).encode()
+    if said[:1] in b"xX":
+        return bytes([int(said[1:], 16)])
+    if said[:1].isdigit():
+        return bytes([int(said, 8)])
+    return bytes([_LETTERS.get(said[0], said[0])])
 
 
 class _Reader:
@@ -89,11 +108,23 @@ class _Reader:
                 raise tokens.ParseError(f"nested more than {MAX_DEPTH} deep.")
             tokens.NextToken()
             return self._fields(end, depth + 1)
-        if tokens.token[:1] in ("'", '"'):
-            return tokens.ConsumeString()
+        if tokens.token[:1] in _QUOTES:
+            return self._strings()
         if tokens.token[:1].isalpha() or tokens.token[:1] == "_":
             return Word(tokens.ConsumeIdentifier())
         return self._number()
+
+    def _strings(self) -> str:
+        """Strings that stand behind each other are one; the tokenizer's own unescaping warns where it should refuse."""
+        tokens = self._tokens
+        found = b""
+        while tokens.token[:1] in _QUOTES:
+            token = tokens.token
+            if len(token) < 2 or token[-1] != token[0] or not _STRING.fullmatch(token[1:-1]):
+                raise tokens.ParseError("a string has no end, or an escape that is none.")
+            found += _ESCAPE.sub(_unescaped, token[1:-1].encode())
+            tokens.NextToken()
+        return found.decode()
 
     def _number(self) -> int | float:
         tokens = self._tokens
