@@ -59,7 +59,7 @@ def test_text_is_read_or_is_a_config_error(text: str) -> None:
 
 @given(st.binary(max_size=100))
 def test_bytes_are_read_or_are_a_config_error(text: bytes) -> None:
-    complaint(text)
+    assert complaint(text).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,20 @@ def test_a_model_in_the_store_is_configured_by_its_config_pbtxt(tmp_path: Path) 
     assert scan(tmp_path).artifacts[0].config.max_batch_size == 5
 
 
+@pytest.mark.skipif("labels" not in TensorConfig.__struct_fields__, reason="outputs have no labels in this version")
+def test_labels_of_an_output_are_read_where_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "m/1").mkdir(parents=True)
+    (tmp_path / "m/1/model.pt").touch()
+    output = 'output { name: "y" data_type: TYPE_FP32 dims: 2 label_filename: "l.txt" }'
+    (tmp_path / "m/config.pbtxt").write_text(output)
+    (tmp_path / "m/l.txt").write_text("cat\ndog\n")
+    (artifact,) = scan(tmp_path).artifacts
+    assert artifact.problem == ""
+    assert getattr(artifact.config.outputs[0], "labels") == ["cat", "dog"]  # noqa: B009 - see above
+    (tmp_path / "m/l.txt").write_text("cat\nhorse\n")
+    assert scan(tmp_path).artifacts[0].stamp != artifact.stamp
+
+
 def test_a_config_pbtxt_that_leads_out_of_the_store_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "store/m/1").mkdir(parents=True)
     (tmp_path / "store/m/1/model.pt").touch()
@@ -126,3 +141,26 @@ def test_a_base_path_of_tensorflow_serving_is_one_model(tmp_path: Path) -> None:
     artifacts = scan(tmp_path / "half").artifacts
     assert [(each.model, each.version, each.problem) for each in artifacts] == [("half", 1, ""), ("half", 123, "")]
     assert [each.model for each in scan(tmp_path).artifacts] == ["half", "half"]
+
+
+def test_a_savedmodel_in_the_wrong_place_does_not_hide_models(tmp_path: Path) -> None:
+    for directory in ("7", "m/1"):
+        (tmp_path / directory).mkdir(parents=True)
+        (tmp_path / directory / "saved_model.pb").touch()
+    assert [each.model for each in scan(tmp_path).artifacts] == ["m"]
+
+
+def test_a_copy_beside_the_versions_of_a_base_path_changes_nothing(tmp_path: Path) -> None:
+    for directory in ("half/7", "half/tmp/variables"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "half/7/saved_model.pb").touch()
+    assert [(each.model, each.version) for each in scan(tmp_path / "half").artifacts] == [("half", 7)]
+
+
+def test_a_directory_that_cannot_be_read_does_not_hide_models(tmp_path: Path, helpers: Any) -> None:
+    for directory in ("7", "m/1"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "m/1/saved_model.pb").touch()
+    (tmp_path / "7").chmod(0)
+    with helpers.ordinary_user():
+        assert [each.model for each in scan(tmp_path).artifacts] == ["m"]

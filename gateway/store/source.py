@@ -119,9 +119,32 @@ def _directories(path: str | Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _is_base_path(root: str, names: list[str]) -> bool:
-    """Whether versions of one SavedModel lie in the store itself, as in a base path of TensorFlow Serving."""
-    versions = [name for name in names if name.isascii() and name.isdigit()]
-    return any((Path(root) / name / "saved_model.pb").is_file() for name in versions)
+    """Whether versions of one SavedModel lie in the store itself, as in a base path of TensorFlow Serving.
+
+    Not if a model lies there too: a SavedModel in the wrong place must not hide the others.
+    """
+    versions = [name for name in names if _is_version(name)]
+    if not any(_holds(Path(root, name), "saved_model.pb") for name in versions):
+        return False
+    return not any(_has_versions(Path(root, name)) for name in names)
+
+
+def _holds(directory: Path, name: str) -> bool:
+    try:
+        return (directory / name).is_file()
+    except OSError:
+        return False  # what cannot be read is told of where it is looked at
+
+
+def _has_versions(directory: Path) -> bool:
+    try:
+        return any(_is_version(entry.name) for entry in _directories(directory))
+    except OSError:
+        return False
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= 18
 
 
 def _scan_model(name: str, directory: Path, root: str, inventory: Inventory) -> None:
@@ -184,7 +207,7 @@ def _versions(directory: Path, inventory: Inventory) -> dict[int, Path]:
     for entry in sorted(_directories(directory), key=lambda each: (len(each.name), each.name)):
         name = entry.name
         title = f"'{directory.name}/{shown(name)[1:-1]}'"
-        if not (name.isascii() and name.isdigit() and len(name) <= 18):
+        if not _is_version(name):
             inventory.ignore(f"{title} is no version: the name of a version's directory is an integer")
         elif (first := versions.setdefault(int(name), directory / name)).name != name:
             inventory.ignore(f"{title} is the same version as '{directory.name}/{first.name}'")
