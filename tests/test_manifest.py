@@ -237,13 +237,13 @@ def test_a_label_file_is_replaced_by_its_lines(tmp_path: Path, text: bytes, want
     labelled(tmp_path)
     (tmp_path / "labels.txt").write_bytes(text)
     assert read(tmp_path).outputs[0].labels == want
-    assert files(tmp_path) == ["model.yaml", "labels.txt"]
+    assert files(tmp_path) == ("model.yaml", "labels.txt")
 
 
 def test_labels_may_stand_in_model_yaml_itself(tmp_path: Path) -> None:
     labelled(tmp_path, "[cat, dog]")
     assert read(tmp_path).outputs[0].labels == ["cat", "dog"]
-    assert files(tmp_path) == ["model.yaml"]
+    assert files(tmp_path) == ("model.yaml",)
     assert read(tmp_path).of_instance.outputs == [TensorConfig("y", "FP32", [-1, 3])]
 
 
@@ -291,4 +291,4 @@ def test_many_outputs_with_the_same_long_labels_are_refused(tmp_path: Path) -> N
 
 def test_a_model_yaml_that_makes_no_sense_names_no_further_files(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text("outputs: 5")
-    assert files(tmp_path) == ["model.yaml"]
+    assert files(tmp_path) == ("model.yaml",)

@@ -178,22 +178,26 @@ def read(directory: Path, root: str = "/") -> ModelConfig:
     """
     if not os.path.lexists(directory / FILE):
         return ModelConfig()
-    config = _parsed(_read_file(directory, FILE, root))
-    texts = {
-        tensor.labels: _read_file(directory, tensor.labels, root)
-        for tensor in config.outputs
-        if isinstance(tensor.labels, str)
-    }
+    return resolve(_parsed(read_file(directory, FILE, root)), directory, root)
+
+
+def resolve(config: ModelConfig, directory: Path, root: str = "/") -> ModelConfig:
+    """The configuration with what the files that it names hold in place of their names; ConfigError."""
+    texts = {name: read_file(directory, name, root) for name in named_files(config)}
     return _with_labels(config, texts) if texts else config
 
 
-def files(directory: Path, root: str = "/") -> list[str]:
+def named_files(config: ModelConfig) -> tuple[str, ...]:
+    """The files in a model's directory that its configuration names."""
+    return tuple([tensor.labels for tensor in config.outputs if isinstance(tensor.labels, str)])
+
+
+def files(directory: Path, root: str = "/") -> tuple[str, ...]:
     """The names of the files, beside versions, that `read` reads; what cannot be read has no further names."""
     try:
-        config = _parsed(_read_file(directory, FILE, root))
+        return FILE, *named_files(_parsed(read_file(directory, FILE, root)))
     except ConfigError:
-        return [FILE]
-    return [FILE, *(tensor.labels for tensor in config.outputs if isinstance(tensor.labels, str))]
+        return (FILE,)
 
 
 def _with_labels(config: ModelConfig, texts: dict[str, bytes]) -> ModelConfig:
@@ -216,7 +220,7 @@ def _with_labels(config: ModelConfig, texts: dict[str, bytes]) -> ModelConfig:
     return msgspec.structs.replace(config, outputs=outputs)
 
 
-def _read_file(directory: Path, name: str, root: str) -> bytes:
+def read_file(directory: Path, name: str, root: str) -> bytes:
     """A file of a model; ConfigError if it leads out of the store, is too large or cannot be read."""
     path = resolved(str(directory), name)
     title = name if name == FILE else shown(name)
