@@ -178,10 +178,8 @@ def tensor_of(datatype: str, value: Any) -> tuple[Shape, Buffer]:
     shape, level = shape_of(value), [value]
     for axis, size in enumerate(shape):
         level = _one_level_down(level, axis, size)
-    if any(map(list.__instancecheck__, level)):
-        raise RequestError(f"Encountered list at unexpected level: {len(shape)} expected < {len(shape)}")
     element_count(shape)
-    return shape, _raw(datatype, level)
+    return shape, _raw(datatype, level, len(shape))
 
 
 def listed(numbers: Numbers) -> list[Any]:
@@ -227,15 +225,22 @@ def _type_error(value: Any, datatype: str) -> RequestError:
     )
 
 
-def _raw(datatype: str, values: list[Any]) -> Buffer:
-    if datatype == "BYTES":
-        for value in values:
-            if not isinstance(value, str | dict):
-                raise _type_error(value, datatype)
-        return pack_bytes(map(bytes_of, values))
-    allowed = {int, float} if datatype in FLOATS else {bool} if datatype == "BOOL" else {int}
+_NUMBERS, _INTEGERS = frozenset({int, float}), frozenset({int})
+_ALLOWED: dict[str, frozenset[type]] = {name: _NUMBERS if name in FLOATS else _INTEGERS for name in TYPE_NAMES} | {
+    "BOOL": frozenset({bool}),
+    "BYTES": frozenset({str, dict}),
+}
+
+
+def _raw(datatype: str, values: list[Any], level: int) -> Buffer:
+    allowed = _ALLOWED[datatype]
     if not allowed.issuperset(map(type, values)):
-        raise _type_error(next(value for value in values if type(value) not in allowed), datatype)
+        wrong = next(value for value in values if type(value) not in allowed)
+        if isinstance(wrong, list):
+            raise RequestError(f"Encountered list at unexpected level: {level} expected < {level}")
+        raise _type_error(wrong, datatype)
+    if datatype == "BYTES":
+        return pack_bytes(map(bytes_of, values))
     if datatype != "BF16":
         try:
             return packer(datatype, len(values)).pack(*values)
