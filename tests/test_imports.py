@@ -17,7 +17,7 @@ LAYERS = """
     gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
     gateway.store.manifest gateway.metrics gateway.lifecycle.state
-    gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
+    gateway.ipc.framing gateway.ipc.arena gateway.ipc.facts gateway.ipc.messages gateway.store.source
     gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend
@@ -30,10 +30,10 @@ LAYERS = """
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
     gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
     gateway.nodes.runners
-    gateway.lifecycle.version gateway.lifecycle.registry gateway.nodes.gauge
+    gateway.lifecycle.version gateway.lifecycle.registry gateway.lifecycle.wanted gateway.nodes.gauge
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency
     gateway.lifecycle.loader gateway.lifecycle.manager
-    gateway.exposition gateway.routing
+    gateway.byhand gateway.exposition gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
     gateway.listeners
