@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from gateway import __version__
 from gateway.errors import GatewayError, NotSupported, PayloadTooLarge, RequestError
-from gateway.http import describe, openapi
+from gateway.http import describe, openapi, tfserving_pages
 from gateway.http.openapi import responses
 from gateway.http.responses import error_body, error_headers, status_of
 from gateway.http.state import WorkerState
@@ -177,6 +177,7 @@ async def infer(model: str, version: str | None = None) -> Response:  # noqa: AR
     raise HTTPException(404)
 
 
+@metrics_router.get("/monitoring/prometheus/metrics", include_in_schema=False)
 @metrics_router.get(
     "/metrics",
     tags=["server"],
@@ -220,6 +221,7 @@ def create_app() -> FastAPI:
     )
     app.include_router(router)
     app.include_router(metrics_router)
+    app.include_router(tfserving_pages.router)
     _answer_errors(app)
     openapi.describe_truly(app)
     return app

@@ -43,6 +43,8 @@ class Dialect:
 
     protocol: ClassVar[str] = ""
     """Its name in the metrics."""
+    zero_is_latest: ClassVar[bool] = False
+    """Whether version 0, where there is none, stands for the latest, as clients of TensorFlow Serving write it."""
 
     def decode(self, body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
         """Check a request against the model's signature and make it ready to send.

@@ -119,6 +119,9 @@ MODEL_STATS = _object(
         )
     }
 )
+TFS_STATUS = _object(
+    {"model_version_status": _array(_object({"version": _STRING, "state": _STRING, "status": {"type": "object"}}))}
+)
 INDEX = _array(_object({"name": _STRING, "version": _STRING, "state": _STRING, "reason": _STRING}))
 NOTHING = {"type": "object"}
 _ERROR = _object({"error": _STRING})
