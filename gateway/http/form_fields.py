@@ -1,6 +1,6 @@
 """The fields of an HTML form: multipart/form-data (RFC 7578) and application/x-www-form-urlencoded.
 
-All of a body is there, so it is cut at its boundaries in one go: a parser of streams looks at every byte that might begin
+All of a body is there, so it is cut at its boundaries in one go: a parser of streams looks at every byte that may begin
 one, which a hostile body can make all of them.
 """
 

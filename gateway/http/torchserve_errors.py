@@ -1,6 +1,6 @@
 """Errors as TorchServe words them: {code, type, message}, with the names of its exceptions.
 
-Source: pytorch/serve frontend, http/HttpRequestHandler.java and the exceptions that it catches; its ModelServerTest.java.
+Source: pytorch/serve frontend, HttpRequestHandler.java and the exceptions that it catches; its ModelServerTest.java.
 """
 
 from typing import Any

@@ -248,7 +248,7 @@ class Ask(Message):
     what: str
     """metrics | counters | load | unload | wake (load a COLD version because there is a request for it)
 
-    and by hand (lifecycle/byhand.py): describe | register | unregister | scale | default
+    and by hand (gateway/byhand.py): describe | register | unregister | scale | default
     """
     model: str = ""
     version: int = 0
