@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gateway.http.app import create_app, create_metrics_app
+from gateway.http.management import create_management_app
 from gateway.http.protocol import InferenceProtocol
 from gateway.http.state import WorkerState
 from gateway.ipc.messages import Start
@@ -44,7 +45,8 @@ class Servers:
 
     @staticmethod
     def _app(name: str, state: WorkerState) -> FastAPI:
-        app = create_metrics_app() if name == "metrics" else create_app()
+        create = {"metrics": create_metrics_app, "management": create_management_app}.get(name, create_app)
+        app = create()
         app.state.worker = state
         return app
 

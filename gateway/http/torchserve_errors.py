@@ -27,7 +27,8 @@ _TYPES: dict[type[GatewayError], str] = {
     errors.NotSupported: "NotSupportedException",
 }
 """All others are InternalServerException."""
-_SHOWN = 200
+SHOWN = 200
+"""Characters of what a client sent that its error shows."""
 
 
 def body(code: int, kind: str, message: str) -> bytes:
@@ -36,11 +37,13 @@ def body(code: int, kind: str, message: str) -> bytes:
 
 
 def answer(error: Exception, model: str, version: str | None) -> tuple[int, bytes]:
-    """Status and body of an error of a call that was about this model and version."""
+    """Status and body of an error of a call that was about this model and version; an empty one: the error says it."""
     kind = next((_TYPES[each] for each in type(error).__mro__ if each in _TYPES), "InternalServerException")
     message = error.message if isinstance(error, GatewayError) else "internal error"
-    if kind == "ModelVersionNotFoundException":
-        message = f"Model version: {(version or '')[:_SHOWN]} does not exist for model: {model[:_SHOWN]}"
+    if not model:
+        pass
+    elif kind == "ModelVersionNotFoundException":
+        message = f"Model version: {(version or '')[:SHOWN]} does not exist for model: {model[:SHOWN]}"
     elif kind == "ModelNotFoundException":
         message = no_model(model)
     status = status_of(error)
@@ -49,7 +52,7 @@ def answer(error: Exception, model: str, version: str | None) -> tuple[int, byte
 
 def no_model(model: str) -> str:
     """What is said of a model that is not there."""
-    return f"Model not found: {model[:_SHOWN]}"
+    return f"Model not found: {model[:SHOWN]}"
 
 
 SCHEMA: dict[str, Any] = {
