@@ -19,6 +19,10 @@ class NotYet(ModelNotReady):
         self.route = route
 
 
+class Unloaded(ModelNotReady):
+    """A version that somebody has unloaded."""
+
+
 class Target:
     """One ready model version, with everything that answering a request for it needs looked up beforehand."""
 
@@ -144,6 +148,8 @@ class RoutingTable:
             message = f"model '{model}' version {route.version} is {route.state}{why}"
             if self.answers_soon(route.model, route.version):
                 raise NotYet(route, message)
+            if route.state == "UNLOADED":
+                raise Unloaded(message)
             raise from_code(route.refusal, message) if route.refusal else ModelNotReady(message)
         return target
 

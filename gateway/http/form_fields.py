@@ -51,9 +51,9 @@ def multipart(header: bytes, body: Buffer) -> list[Field]:
     pieces = bytes(body).split(b"\r\n" + first, MAX_FIELDS + 1)
     # What comes before the first boundary is no field, unless that is where the body begins.
     parts = [pieces[0].removeprefix(first), *pieces[1:]] if pieces[0].startswith(first) else pieces[1:]
+    if len(parts) > MAX_FIELDS + 1:  # the last one is the end
+        raise RequestError(f"the form has more than {MAX_FIELDS} fields")
     if not parts or not parts[-1].startswith(b"--"):
-        if len(parts) > MAX_FIELDS:
-            raise RequestError(f"the form has more than {MAX_FIELDS} fields")
         raise RequestError(_TORN)
     return [_field(part) for part in parts[:-1]]
 

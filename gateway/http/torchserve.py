@@ -118,7 +118,7 @@ def _parts(request: InferenceRequest, header: ResultHeader, tensors: Sequence[Bu
         yield judged[0] if request.row and len(judged) == 1 else b"[" + b",".join(judged) + b"]"
     else:
         if request.row:
-            arrays = {name: array[0] if array.shape[:1] == (1,) else array for name, array in arrays.items()}
+            arrays = {name: _only_row(array) for name, array in arrays.items()}
         yield from _whole(arrays)
 
 
@@ -137,6 +137,11 @@ def _judged(arrays: dict[str, Array]) -> list[bytes]:
         pairs = zip(labels, probabilities, strict=True)
         rows.append(b"{" + b",".join(orjson.dumps(str(label)) + b":" + text_of(value) for label, value in pairs) + b"}")
     return rows
+
+
+def _only_row(array: Array) -> Array:
+    """An output of one row without its batch dimension."""
+    return array.reshape(array.shape[1:]) if array.shape[:1] == (1,) else array
 
 
 def _whole(arrays: dict[str, Array]) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ import orjson
 from gateway import errors
 from gateway.errors import GatewayError
 from gateway.http.responses import status_of
+from gateway.routing import Unloaded
 
 NOT_FOUND = "Requested resource is not found, please refer to API document."
 NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
@@ -38,6 +39,8 @@ def body(code: int, kind: str, message: str) -> bytes:
 
 def answer(error: Exception, model: str, version: str | None) -> tuple[int, bytes]:
     """Status and body of an error of a call that was about this model and version; an empty one: the error says it."""
+    if isinstance(error, Unloaded):  # which TorchServe does not know any more
+        error = errors.ModelNotFound("") if version is None else errors.VersionNotFound("")
     kind = next((_TYPES[each] for each in type(error).__mro__ if each in _TYPES), "InternalServerException")
     message = error.message if isinstance(error, GatewayError) else "internal error"
     if not model:
