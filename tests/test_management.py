@@ -67,7 +67,7 @@ def test_a_description_names_real_processes_and_their_memory(server: Any, manage
     assert (found["modelVersion"], found["minWorkers"], found["maxWorkers"]) == ("3", 1, 1)
     assert found["loadedAtStartup"]
     (worker,) = found["workers"]
-    assert server.processes()[worker["pid"]].startswith("gateway: mlp/3")
+    assert server.processes()[worker["pid"]].startswith("gateway: instance mlp/3")
     assert 100 << 10 < worker["memoryUsage"] < 1 << 30
     assert (worker["status"], worker["gpu"]) == ("READY", False)
     assert manage.get("/models/mlp/3.0").json()[0]["modelVersion"] == "3"
@@ -104,7 +104,7 @@ def test_a_version_is_scaled_under_traffic_and_no_request_fails(server: Any, man
 def test_who_does_not_wait_is_answered_at_once(server: Any, manage: httpx.Client, helpers: Any) -> None:
     assert done(manage.put("/models/mlp/3?min_worker=2"), 202) == "Processing worker updates..."
     helpers.until(lambda: len(one(manage)["workers"]) == 2, 20.0)
-    assert len(server.pids("mlp/3")) == 2
+    assert len(server.pids("instance mlp/3")) == 2
 
 
 def test_versions_come_and_go_and_the_default_is_chosen(server: Any, manage: httpx.Client) -> None:
@@ -125,7 +125,7 @@ def test_versions_come_and_go_and_the_default_is_chosen(server: Any, manage: htt
     assert done(manage.delete("/models/mlp")) == 'Model "mlp" unregistered'
     assert refused(http.post("/predictions/mlp", json=ROW), 404, "ModelNotFoundException") == "Model not found: mlp"
     assert refused(manage.get("/models/mlp"), 404, "ModelNotFoundException") == "Model not found: mlp"
-    assert not server.pids("mlp/")
+    assert not server.pids("instance mlp/")
     said = done(manage.post("/models", json={"url": "mlp", "model_name": "mlp"}))
     assert said.startswith('Model "mlp" Version: 3 registered with 0 initial workers. Use scale workers API')
     assert one(manage)["workers"] == []
@@ -151,7 +151,13 @@ def test_who_registers_need_not_wait_either(manage: httpx.Client, helpers: Any) 
         ("POST", "/models?url=old", 400, "BadRequestException", "`gateway import` reads model archives"),
         ("POST", "/models?url=old.mar", 400, "BadRequestException", "`gateway import` reads model archives"),
         ("GET", "/models/nobody", 404, "ModelNotFoundException", "Model not found: nobody"),
-        ("GET", "/models/mlp/9", 404, "ModelVersionNotFoundException", "Model version: 9 does not exist for model: mlp"),
+        (
+            "GET",
+            "/models/mlp/9",
+            404,
+            "ModelVersionNotFoundException",
+            "Model version: 9 does not exist for model: mlp",
+        ),
         ("GET", "/models/mlp/x", 404, "ModelVersionNotFoundException", "Model version: x does not exist"),
         ("PUT", "/models/nobody?min_worker=1", 404, "ModelNotFoundException", "Model not found: nobody"),
         ("PUT", "/models/mlp/9?min_worker=1", 404, "ModelVersionNotFoundException", "Model version: 9 does not exist"),

@@ -82,7 +82,7 @@ def _from_value(data: Buffer, kind: bytes, signature: Signature) -> Inputs:
     return Inputs([tensor], row)
 
 
-def _value(data: Buffer, kind: bytes, spec: TensorSpec) -> tuple[Tensor, bool]:
+def _value(data: Buffer, kind: bytes, spec: TensorSpec) -> tuple[Tensor, bool | None]:
     """The value of one of several inputs."""
     if kind == _RAW or (spec.datatype == "BYTES" and kind != JSON):
         return _raw(data, spec)
@@ -142,17 +142,28 @@ def _named_or_only(value: Any, signature: Signature) -> Inputs:
     return _agreed(tensors, rows)
 
 
-def _agreed(tensors: list[Tensor], rows: list[bool]) -> Inputs:
-    """All inputs are of one row, or all of a batch."""
-    if len(set(rows)) > 1:
+def _agreed(tensors: list[Tensor], rows: list[bool | None]) -> Inputs:
+    """All inputs are of one row, or all of a batch; those that may be of any rank are what the others are."""
+    known = {row for row in rows if row is not None}
+    if len(known) > 1:
         row, batch = tensors[rows.index(True)].name, tensors[rows.index(False)].name
         raise RequestError(f"input '{row}' is given as one row and input '{batch}' as a batch; give both in one way")
-    return Inputs(tensors, all(rows))
+    if not known or False in known:
+        return Inputs(tensors, row=False)
+    return Inputs(
+        [
+            tensor._replace(shape=(1, *tensor.shape)) if row is None else tensor
+            for tensor, row in zip(tensors, rows, strict=True)
+        ],
+        row=True,
+    )
 
 
-def _batched(tensor: Tensor, spec: TensorSpec | None) -> tuple[Tensor, bool]:
-    """The tensor with its batch dimension, and whether it had none."""
+def _batched(tensor: Tensor, spec: TensorSpec | None) -> tuple[Tensor, bool | None]:
+    """The tensor with its batch dimension, and whether it had none; None if nobody knows."""
     shape = spec.shape if spec is not None else None
+    if shape is None:
+        return tensor, None
     if shape and len(tensor.shape) == len(shape) - 1 and shape[0] in (-1, 1):
         return tensor._replace(shape=(1, *tensor.shape)), True
     return tensor, False
