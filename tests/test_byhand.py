@@ -85,6 +85,18 @@ async def test_none_at_all_is_cold_and_woken_by_a_request() -> None:
         assert len(stage.routed()) == 2
 
 
+async def test_a_failed_version_is_tried_again_by_scaling_it() -> None:
+    async with staged(artifact()) as stage:
+        stage.node.on_spawn = lambda instance: stage.node.fail(instance, "no")
+        await stage.serve()
+        with pytest.raises(LoadFailed, match="no"):
+            await stage.manager.scale("m", 1, 2, 2)
+        assert stage.states() == {"m/1": "FAILED"}
+        stage.node.on_spawn = stage.node.succeed
+        await stage.manager.scale("m", 1, 2, 2)
+        assert len(stage.routed()) == 2
+
+
 async def test_a_version_beside_the_policys_is_registered_and_stays() -> None:
     async with staged(*BOTH) as stage:
         await stage.serve()

@@ -66,6 +66,12 @@ PURE = {
     "gateway.http.tensor_json",
     "gateway.http.json_depth",
     "gateway.http.compression",
+    "gateway.http.form_fields",
+    "gateway.http.management_calls",
+    "gateway.http.metrics_filter",
+    "gateway.http.torchserve_errors",
+    "gateway.http.torchserve_inputs",
+    "gateway.lifecycle.wanted",
 }
 INPUT_OUTPUT = {"asyncio", "socket", "select", "subprocess", "uvicorn", "fastapi", "threading", "signal"}
 

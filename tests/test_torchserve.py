@@ -7,6 +7,10 @@ import httpx
 import numpy as np
 import pytest
 
+from gateway.http.torchserve import PREDICTIONS, PredictionRequest
+from gateway.ipc.framing import ResultHeader, TensorHeader
+from gateway.tensors import pack_bytes
+
 ROW = [number / 16 for number in range(16)]
 
 
@@ -144,3 +148,23 @@ def test_single_metrics_are_told_by_name(gateway: Any) -> None:
     lines = httpx.get(f"{url}/metrics", params=names).text.splitlines()
     found = {line.partition("{")[0] for line in lines if not line.startswith("#")}
     assert found == set(names["name[]"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "request_of", "said"),
+    [
+        (1, {"row": True}, b'{"cat":0.75,"dog":0.25}'),
+        (2, {}, b'[{"cat":0.75,"dog":0.25},{"cat":0.75,"dog":0.25}]'),
+        (1, {"predictions": True}, b'{"predictions":[{"cat":0.75,"dog":0.25}]}'),
+    ],
+)
+def test_what_classifies_is_answered_by_label(rows: int, request_of: dict[str, bool], said: bytes) -> None:
+    raws = [pack_bytes([b"cat", b"dog"] * rows), np.array([0.75, 0.25] * rows, np.float32).tobytes()]
+    names = (("labels", "BYTES"), ("probabilities", "FP32"))
+    outputs = tuple(
+        TensorHeader(name, datatype, (rows, 2), len(raw), False)
+        for (name, datatype), raw in zip(names, raws, strict=True)
+    )
+    header = ResultHeader(outputs=outputs)
+    target: Any = None  # which this dialect does not ask
+    assert PREDICTIONS.encode(PredictionRequest(b"", [], **request_of), target, header, raws) == (said, [])

@@ -70,7 +70,7 @@ def _from_value(data: Buffer, kind: bytes, signature: Signature) -> Inputs:
     only = _only_input(signature)
     if kind == JSON or kind.endswith(b"+json") or only is None:
         return from_json(document_of(data), signature)
-    if only.datatype != "BYTES" and kind != _RAW:
+    if only.datatype != "BYTES" and kind != _RAW and not kind.startswith(b"image/"):
         try:
             document = document_of(data)
         except RequestError:
