@@ -12,6 +12,7 @@ GatewayError
 ├─ DeadlineExceeded           the time allowed for the request is over
 ├─ OutOfMemory                the model needed more memory than its device has
 ├─ InferenceFailed            the model itself raised
+├─ Conflict                   what is asked for contradicts what is there
 ├─ NotSupported               a call that this gateway refuses to implement
 ├─ LoadFailed                 an artifact cannot be served; the text becomes the version's reason
 ├─ ConfigError                a setting or a model.yaml is wrong
@@ -97,6 +98,12 @@ class InferenceFailed(GatewayError):
     """The model itself raised; the message is the framework's."""
 
     code = "inference_failed"
+
+
+class Conflict(GatewayError):
+    """What is asked for contradicts what is there."""
+
+    code = "conflict"
 
 
 class NotSupported(GatewayError):

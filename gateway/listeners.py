@@ -49,6 +49,7 @@ def listen(settings: Settings) -> Listeners:
             sockets[name] = listening_socket(host, port)
         except ConfigError as error:
             if f"{name}_address" in settings.model_fields_set or not _is_taken(error):
+                Listeners(sockets).close()
                 raise
             log.warning("%s; go on without it (--%s-address sets another)", error.message, name)
     return Listeners(sockets, "https" if settings.tls_cert else "http")

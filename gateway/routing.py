@@ -19,6 +19,10 @@ class NotYet(ModelNotReady):
         self.route = route
 
 
+class Unloaded(ModelNotReady):
+    """A version that somebody has unloaded."""
+
+
 class Target:
     """One ready model version, with everything that answering a request for it needs looked up beforehand."""
 
@@ -98,7 +102,7 @@ class RoutingTable:
         self._targets = {(target.model, int(target.version)): target for target in targets}
 
     def find(self, model: str, version: str | None = None) -> VersionRoute:
-        """The version or label asked for, else the highest that answers, now or soon, else the highest.
+        """The version or label asked for, else the default if it answers, now or soon, else the highest that does.
 
         Whether a version is in memory is not for a client to notice: a cold one counts like one that is ready.
 
@@ -108,7 +112,9 @@ class RoutingTable:
         if not versions:
             raise ModelNotFound(f"Request for unknown model: '{model[:200]}' is not found")
         if version is None:
-            return versions[max([number for number in versions if self.answers(model, number)] or versions)]
+            answering = [number for number in versions if self.answers(model, number)]
+            chosen = [number for number in answering if versions[number].default]
+            return versions[max(chosen or answering or versions)]
         if not (version.isascii() and version.isdigit()):
             return self._labelled(model, version)
         number = int(version) if len(version) <= 20 else -1
@@ -147,6 +153,8 @@ class RoutingTable:
             message = f"model '{model}' version {route.version} is {route.state}{why}"
             if self.answers_soon(route.model, route.version):
                 raise NotYet(route, message)
+            if route.state == "UNLOADED":
+                raise Unloaded(message)
             raise from_code(route.refusal, message) if route.refusal else ModelNotReady(message)
         return target
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 
 from gateway import metrics
+from gateway.byhand import ByHand
 from gateway.errors import GatewayError, RequestError
 from gateway.exposition import GatewayCollector, exposition
 from gateway.ipc.messages import Answer, Ask, Routes, Start
@@ -60,6 +61,7 @@ class Supervisor:
         )
         self.residency = Residency(self._node, {}, Footprints(settings.state_directory), self.workers.usage)
         self.manager = Manager(self._node, keeper, self.residency, self._publish, on_settled)
+        self._by_hand = ByHand(settings.model_store, self._node, self.manager, self.workers.usage)
         self._epoch = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._said: set[str] = set()
@@ -199,6 +201,8 @@ class Supervisor:
             await self.manager.unload(ask.model)
         elif ask.what == "wake":
             await self.manager.wake(ask.model, ask.version)
+        elif ask.what in ByHand.WHAT:
+            return await self._by_hand.answer(ask)
         else:
             raise RequestError(f"nobody knows how to answer '{ask.what}'")
         return b""

@@ -58,6 +58,7 @@ def test_every_error_says_what_it_means(kind: type[GatewayError]) -> None:
         (errors.UnsupportedEncoding, 415),
         (errors.ModelNotFound, 404),
         (errors.VersionNotFound, 404),
+        (errors.Conflict, 409),
         (errors.QueueFull, 429),
         (errors.ModelNotReady, 503),
         (errors.InstanceDied, 503),

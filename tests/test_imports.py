@@ -21,7 +21,7 @@ LAYERS = """
     gateway.importing.triton_scheduling
     gateway.importing.triton
     gateway.store.foreign
-    gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
+    gateway.ipc.framing gateway.ipc.arena gateway.ipc.facts gateway.ipc.messages gateway.store.source
     gateway.importing.plan gateway.importing.archive
     gateway.importing.tensorflow_serving gateway.importing.torchserve gateway.importing.mlserver
     gateway.importing.layouts gateway.importing.copying
@@ -37,10 +37,10 @@ LAYERS = """
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
     gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
     gateway.nodes.runners
-    gateway.lifecycle.version gateway.lifecycle.registry gateway.nodes.gauge
+    gateway.lifecycle.version gateway.lifecycle.registry gateway.lifecycle.wanted gateway.nodes.gauge
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency
     gateway.lifecycle.loader gateway.lifecycle.manager
-    gateway.exposition gateway.routing
+    gateway.byhand gateway.exposition gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
     gateway.listeners
@@ -78,6 +78,12 @@ PURE = {
     "gateway.importing.fields",
     "gateway.importing.triton_scheduling",
     "gateway.importing.triton",
+    "gateway.http.form_fields",
+    "gateway.http.management_calls",
+    "gateway.http.metrics_filter",
+    "gateway.http.torchserve_errors",
+    "gateway.http.torchserve_inputs",
+    "gateway.lifecycle.wanted",
 }
 INPUT_OUTPUT = {"asyncio", "socket", "select", "subprocess", "uvicorn", "fastapi", "threading", "signal"}
 

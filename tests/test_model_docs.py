@@ -17,7 +17,7 @@ from gateway.routing import Target
 from gateway.store.manifest import ModelConfig, Warmup
 from gateway.tensors import Signature, TensorSpec
 
-CALLS = ["infer", "generate", "generate_stream"]
+CALLS = ["infer", "generate", "generate_stream", ":predict"]
 """What every model's document has an example of, by the ends of their paths."""
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from gateway import __version__
 from gateway.errors import GatewayError, NotSupported, RequestError
-from gateway.http import describe, model_docs, openapi, tfserving_pages, triton
+from gateway.http import describe, metrics_filter, model_docs, openapi, tfserving_pages, torchserve_pages, triton
 from gateway.http.asgi import State, decoded, json_response, small_body
 from gateway.http.openapi import responses
 from gateway.http.responses import error_body, error_headers, status_of
@@ -211,9 +211,11 @@ async def generate(model: str, version: str | None = None) -> Response:  # noqa:
     response_class=PlainTextResponse,
     responses={code: response for code, response in responses({}, 503, 504).items() if code != 200},
 )
-async def metrics(state: State) -> Response:
-    """Counters, latencies and measured memory in Prometheus text format."""
+async def metrics(request: Request, state: State) -> Response:
+    """Counters, latencies and measured memory in Prometheus text format; `name[]` asks for single metrics."""
     text = await state.supervisor.ask("metrics")
+    if names := request.query_params.getlist("name[]"):
+        text = metrics_filter.only(text, names)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -253,6 +255,7 @@ def create_app() -> FastAPI:
     app.include_router(router)
     app.include_router(metrics_router)
     app.include_router(tfserving_pages.router)
+    app.include_router(torchserve_pages.router)
     _answer_errors(app)
     openapi.describe_truly(app)
     return app

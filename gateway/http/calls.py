@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from gateway.errors import GatewayError
-from gateway.http import generate, oip, tfserving
+from gateway.http import generate, oip, tfserving, torchserve
 from gateway.http.dialect import Dialect
 from gateway.http.waiting import Wish
 from gateway.routing import RoutingTable, Target
@@ -22,6 +22,7 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], Dialect], ...] = (
     (tfserving.PREDICT_PATH, tfserving.PREDICT),
     (tfserving.CLASSIFY_PATH, tfserving.CLASSIFY),
     (tfserving.REGRESS_PATH, tfserving.REGRESS),
+    (torchserve.PATH, torchserve.PREDICTIONS),
 )
 """POST to one of these is an inference.
 

@@ -11,6 +11,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.PayloadTooLarge: 413,
     errors.UnsupportedEncoding: 415,
     errors.ModelNotFound: 404,
+    errors.Conflict: 409,
     errors.QueueFull: 429,
     errors.ModelNotReady: 503,
     errors.InstanceDied: 503,

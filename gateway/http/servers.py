@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from gateway.http import cors
 from gateway.http.app import create_app, create_metrics_app
+from gateway.http.management import create_management_app
 from gateway.http.protocol import InferenceProtocol
 from gateway.http.state import WorkerState
 from gateway.ipc.messages import Start
@@ -44,7 +45,8 @@ class Servers:
         self._servers = {name: self._server(name, self._app(name, state)) for name in start.listeners}
 
     def _app(self, name: str, state: WorkerState) -> FastAPI:
-        app = create_metrics_app() if name == "metrics" else create_app()
+        create = {"metrics": create_metrics_app, "management": create_management_app}.get(name, create_app)
+        app = create()
         app.state.worker = state
         if name == "http" and self._start.cors_origins:
             cors.allow(app, self._start.cors_origins)

@@ -19,8 +19,8 @@ ARRIVING_BODIES = 4
 class Supervisor(Protocol):
     """The questions that only the supervisor can answer."""
 
-    async def ask(self, what: str, model: str = "", version: int = 0) -> bytes:
-        """The answer to metrics, statistics, load, unload or wake; GatewayError if it refuses."""
+    async def ask(self, what: str, model: str = "", version: int = 0, workers: tuple[int, int] = (0, 0)) -> bytes:
+        """The answer to what an Ask can ask (ipc/messages.py); GatewayError if it refuses."""
 
     def condemn(self, digest: bytes) -> None:
         """Have all workers refuse a request for a while."""

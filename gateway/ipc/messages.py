@@ -170,6 +170,10 @@ class VersionRoute(msgspec.Struct, frozen=True):
     """Code of the error (gateway.errors) that a request for it gets while it is FAILED; empty: not_ready."""
     file: str = ""
     """Name of the artifact in the version's directory; empty if it is the directory itself."""
+    default: bool = False
+    """Requests that name no version are meant for this one, by somebody's word."""
+    wanted: int = 0
+    """How many instances it has when all of them run."""
 
 
 class Routes(Message):
@@ -221,6 +225,10 @@ class Answer(Message):
     error_code: str = ""
 
 
+ANY = -1
+"""Instead of a version's number."""
+
+
 # worker → supervisor
 class Hello(Message):
     """The worker accepts connections."""
@@ -253,10 +261,15 @@ class Ask(Message):
 
     ticket: int
     what: str
-    """metrics | counters | load | unload | wake (load a COLD version because there is a request for it)"""
+    """metrics | counters | load | unload | wake (load a COLD version because there is a request for it)
+
+    and by hand (gateway/byhand.py): describe | register | unregister | scale | default
+    """
     model: str = ""
     version: int = 0
-    """For wake."""
+    """For wake and what is done by hand; by hand, ANY is the one that requests without a version get."""
+    workers: tuple[int, int] = (0, 0)
+    """For scale and register: the least and the most instances."""
 
 
 ToRunner = Spawn | Kill

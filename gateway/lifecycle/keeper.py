@@ -5,11 +5,11 @@ import logging
 import random
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, LoadFailed
 from gateway.ipc.messages import Died, Ready
-from gateway.lifecycle.placement import Device, place
+from gateway.lifecycle.placement import Device, place, scaled
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.nodes.node import Instance, Node
@@ -70,7 +70,8 @@ class Keeper:
         self._drain_timeout = drain_timeout
         self.on_end: Callable[[Version], None] = lambda _: None
         """Called when the processes of a version have ended for good."""
-        self._replacing: dict[Version, set[asyncio.Task[None]]] = {}
+        self._replacing: dict[Version, dict[asyncio.Task[None], int]] = {}
+        """Of each version the tasks that watch and replace its instances, with their indices."""
         self._closing = False
 
     async def start_all(self, version: Version) -> None:
@@ -78,12 +79,18 @@ class Keeper:
 
         LoadFailed or OutOfMemory with the reason.
         """
+        started = await self._start_each(version, list(enumerate(version.devices)))
+        version.instances = [instance for instance, _ in started]
+        version.ready = started[0][1]
+
+    async def _start_each(self, version: Version, places: list[tuple[int, Device]]) -> list[tuple[Instance, Ready]]:
+        """An instance for each index and device, or none and the reason, as above."""
         failures: list[BaseException] = []
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(self._start_patiently(version, index, device, InstanceDied))
-                    for index, device in enumerate(version.devices)
+                    for index, device in places
                 ]
         except* Exception as errors:  # noqa: BLE001 - raised again below, when the siblings are ended
             failures = list(errors.exceptions)
@@ -92,8 +99,7 @@ class Keeper:
                 if not task.cancelled() and task.exception() is None:
                     self._node.stop(task.result()[0], kill=True)
             raise failures[0]
-        version.instances = [task.result()[0] for task in tasks]
-        version.ready = tasks[0].result()[1]
+        return [task.result() for task in tasks]
 
     async def _start_patiently(
         self, version: Version, index: int, device: Device, transient: type[GatewayError]
@@ -135,16 +141,54 @@ class Keeper:
         instance.exited.add_done_callback(lambda exited: self._tell_died(obituary(instance, exited.result())))
         return instance, ready
 
+    async def grow(self, version: Version, have: int) -> None:
+        """Start the instances that a READY version has devices for beyond the first so many, and publish them.
+
+        LoadFailed or OutOfMemory with the reason; then none of them stays.
+        """
+        started = await self._start_each(version, list(enumerate(version.devices))[have:])
+        if not version.is_ready():
+            for instance, _ in started:
+                self._node.stop(instance, kill=True)
+            raise LoadFailed(f"it is {version.state}")
+        for instance, _ in started:
+            version.instances.append(instance)
+            self._watch(version, instance)
+        await self._publish()
+
+    async def shrink(self, version: Version, count: int) -> None:
+        """Leave a READY version only its first so many devices; what runs on the others answers what it has."""
+        del version.devices[count:]
+        for task, index in self._replacing.get(version, {}).items():
+            if index >= count:
+                task.cancel()  # with it ends what it is starting
+        leaving = [instance for instance in version.instances if instance.index >= count]
+        version.instances = [instance for instance in version.instances if instance.index < count]
+        await self._publish()
+        await self._end(leaving)
+
+    async def _end(self, instances: Sequence[Instance]) -> None:
+        """End instances that nobody sends requests to: when they have answered what they have, or after a while."""
+        for instance in instances:
+            self._node.stop(instance)
+        if not instances:
+            return
+        exits = [instance.exited for instance in instances]
+        await asyncio.wait(exits, timeout=self._drain_timeout)
+        for instance in instances:
+            self._node.stop(instance, kill=True)
+        await asyncio.wait(exits, timeout=self._drain_timeout)
+
     def watch(self, version: Version) -> None:
         """Replace the instances of a version that is READY whenever one dies."""
         for instance in version.instances:
             self._watch(version, instance)
 
     def _watch(self, version: Version, instance: Instance) -> None:
-        tasks = self._replacing.setdefault(version, set())
+        tasks = self._replacing.setdefault(version, {})
         task = asyncio.create_task(self._replace_when_dead(version, instance))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        tasks[task] = instance.index
+        task.add_done_callback(lambda done: tasks.pop(done, None))
 
     async def _replace_when_dead(self, version: Version, instance: Instance) -> None:
         """Wait for an instance's end and, if the version is still wanted, start another in its place."""
@@ -202,7 +246,8 @@ class Keeper:
             return dead.device
         load = Counter(instance.device.name for instance in version.instances)
         cuda = await self._node.cuda(version.artifact.framework)
-        return place(version.artifact.config.groups, devices, load, cuda=cuda)[dead.index]
+        group = scaled(version.artifact.config.groups, dead.index + 1)[dead.index]
+        return place([group], devices, load, cuda=cuda)[0]
 
     async def _give_up(self, version: Version, reason: str) -> None:
         """A version whose instances cannot be started is FAILED, and what is left of it ended."""
@@ -215,18 +260,12 @@ class Keeper:
 
     async def end(self, version: Version) -> None:
         """End a version's processes: those that serve when they have answered what they have, the others now."""
-        for task in self._replacing.pop(version, set()) - {asyncio.current_task()}:
-            task.cancel()
+        for task in self._replacing.pop(version, {}):
+            if task is not asyncio.current_task():
+                task.cancel()
         for instance in version.starting:
             self._node.stop(instance, kill=True)
-        for instance in version.instances:
-            self._node.stop(instance)
-        if version.instances:
-            exits = [instance.exited for instance in version.instances]
-            await asyncio.wait(exits, timeout=self._drain_timeout)
-            for instance in version.instances:
-                self._node.stop(instance, kill=True)
-            await asyncio.wait(exits, timeout=self._drain_timeout)
+        await self._end(version.instances)
         version.instances.clear()
         version.devices.clear()
         version.ready = None

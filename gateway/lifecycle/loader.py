@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.lifecycle.keeper import Keeper
-from gateway.lifecycle.placement import LEAST_BYTES, place
+from gateway.lifecycle.placement import LEAST_BYTES, place, scaled
 from gateway.lifecycle.registry import Registry
 from gateway.lifecycle.residency import NoRoom, Residency, UsageOf
 from gateway.lifecycle.state import State
@@ -21,7 +21,7 @@ log = logging.getLogger("gateway.loader")
 
 TURN_SECONDS = 5.0
 """A load that takes longer gives its turn to the next one, so that a few that hang do not stop all others."""
-_COLD = "loaded by its first request"
+COLD_REASON = "loaded by its first request"
 
 
 class Loader:
@@ -65,7 +65,7 @@ class Loader:
         else:
             self._residency.release(version)
             version.devices.clear()
-            version.become(State.COLD, version.reason or _COLD)
+            version.become(State.COLD, version.reason or COLD_REASON)
         version.dormant = False
         if listed:
             await registry.publish()
@@ -93,7 +93,7 @@ class Loader:
         need = await residency.need_on_gpu(version)
         memory = await self._node.memory()
         free, load = residency.unreserved(memory), self._load_by_device()
-        version.devices = place(artifact.config.groups, self._node.devices(), load, free, need, cuda=cuda)
+        version.devices = place(version.groups, self._node.devices(), load, free, need, cuda=cuda)
         # Noted before anything else is waited for, so that models which load together are spread over the devices.
         residency.reserve(version, need or LEAST_BYTES)
         if not await residency.make_room(version, self.evict if evict else None, self.evictable):
@@ -107,6 +107,37 @@ class Loader:
         finally:
             starting.cancel()  # nothing if it is done
         return True
+
+    async def scale(self, version: Version, count: int) -> None:
+        """Give a READY version so many instances, at least one, and lose no request by it.
+
+        LoadFailed or OutOfMemory with the reason; then it has as many as before.
+        """
+        have = len(version.devices)
+        if count > have:
+            await self._grow(version, have, count)
+        elif count < have:
+            await self._keeper.shrink(version, count)
+        if count != have and version.is_ready():
+            await self._measure(version)
+
+    async def _grow(self, version: Version, have: int, count: int) -> None:
+        artifact, residency = version.artifact, self._residency
+        cuda = await self._node.cuda(artifact.framework)
+        need = await residency.need_on_gpu(version)
+        free, load = residency.unreserved(await self._node.memory()), self._load_by_device()
+        groups = scaled(artifact.config.groups, count)[have:]
+        added = place(groups, self._node.devices(), load, free, need, cuda=cuda)
+        version.devices += added
+        before = residency.reserve_more(version, [device.name for device in added], need or LEAST_BYTES)
+        try:
+            await residency.make_room(version, self.evict, self.evictable)
+            await self._keeper.grow(version, have)
+        except BaseException:
+            del version.devices[have:]
+            if version.is_ready():
+                residency.account.held[version] = before
+            raise
 
     async def _measure(self, version: Version) -> None:
         """Measure what a version really takes; one that can never fit its budget is FAILED after all."""
@@ -145,21 +176,25 @@ class Loader:
         }
 
     async def evict(self, key: Key) -> bool:
-        """Make a version COLD; its processes end, and all their memory returns. False if it must stay after all."""
+        """Make a version COLD to make room for others; False if it must stay after all."""
         if key not in self.evictable():
             return False
         async with self._registry.lock(key[0]):
             version = self._registry.versions.get(key)
             if version is None or not version.is_ready():
                 return False  # somebody else had waited for the lock
-            version.dormant = True
-            version.become(State.DRAINING, _COLD)
-            await self._registry.publish()
             self._residency.count_eviction(version)
-            await self._keeper.end(version)
-            version.dormant = False
-            version.become(State.COLD, _COLD)  # which is what the routes say already
+            await self.cool(version)
         return True
+
+    async def cool(self, version: Version) -> None:
+        """Make a READY version COLD; its processes end, and all their memory returns."""
+        version.dormant = True
+        version.become(State.DRAINING, COLD_REASON)
+        await self._registry.publish()
+        await self._keeper.end(version)
+        version.dormant = False
+        version.become(State.COLD, COLD_REASON)  # which is what the routes say already
 
     async def look_at_memory(self, usage_of: Callable[[], Awaitable[UsageOf]]) -> None:
         """Called from time to time: end what is over its limit, and begin to let go what is idle or over the budget."""

@@ -6,15 +6,24 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from gateway.errors import LoadFailed, ModelNotFound, ModelNotReady, OutOfMemory, VersionNotFound
-from gateway.ipc.messages import VersionRoute
+from gateway.errors import (
+    Conflict,
+    GatewayError,
+    LoadFailed,
+    ModelNotFound,
+    ModelNotReady,
+    OutOfMemory,
+    VersionNotFound,
+)
+from gateway.ipc.messages import ANY, VersionRoute
 from gateway.lifecycle.keeper import Keeper
-from gateway.lifecycle.loader import Loader
+from gateway.lifecycle.loader import COLD_REASON, Loader
 from gateway.lifecycle.policy import aspired, to_drain
 from gateway.lifecycle.registry import Registry
 from gateway.lifecycle.residency import Residency
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
+from gateway.lifecycle.wanted import Wanted, default_now, workers_now
 from gateway.nodes.node import Node
 from gateway.store.manifest import ModelConfig
 from gateway.store.source import Artifact, Inventory, Key
@@ -31,6 +40,13 @@ def same_instance(one: Artifact, other: Artifact) -> bool:
     plain = {name: getattr(default, name) for name in CONTROL_FIELDS}
     configs = [msgspec.structs.replace(each.config.of_instance, **plain) for each in (one, other)]
     return configs[0] == configs[1] and (one.contents.stamp, one.problem) == (other.contents.stamp, other.problem)
+
+
+def _failure(version: Version) -> GatewayError:
+    """Why a version does not serve that should."""
+    error = LoadFailed if version.state is State.FAILED and not version.refusal else OutOfMemory
+    model, number = version.key
+    return error(f"model '{model}' version {number} failed to load: {version.reason}")
 
 
 class Manager:
@@ -51,10 +67,9 @@ class Manager:
         self.registry = Registry(publish)
         self.loader = Loader(self.registry, node, keeper, residency)
         self.on_settled = on_settled
-        self._wanted: dict[str, list[Artifact]] = {}
-        self._there: set[Key] = set()
-        self._unloaded: set[str] = set()
-        """Models that were unloaded through the API, and stay so until they are loaded through it."""
+        self._wanted = Wanted()
+        self.startup_models: frozenset[str] = frozenset()
+        """What was in the store at the start."""
 
     @property
     def versions(self) -> dict[Key, Version]:
@@ -69,32 +84,32 @@ class Manager:
 
     async def reconcile(self, inventory: Inventory) -> None:
         """Serve what is in the store now; returns when all of it is READY, COLD or FAILED."""
-        found: dict[str, list[Artifact]] = {}
-        for artifact in inventory.artifacts:
-            found.setdefault(artifact.model, []).append(artifact)
-        self._there = {(artifact.model, artifact.version) for artifact in inventory.artifacts}
-        self._wanted = {model: aspired(artifacts) for model, artifacts in found.items()}
-        models = dict.fromkeys([*self._wanted, *(name for name, _ in self.versions)])
+        wanted = self._wanted
+        wanted.see(inventory.artifacts)
+        models = dict.fromkeys([*wanted.models(), *(name for name, _ in self.versions)])
         # Pinned models first, for there may not be room for all.
-        first = sorted(models, key=lambda model: not any(each.config.pinned for each in self._wanted.get(model, ())))
+        first = sorted(models, key=lambda model: not any(each.config.pinned for each in wanted.of(model)))
         await asyncio.gather(*map(self._settle, first))
         if not self.settled:
+            self.startup_models = frozenset(models)
             self.settled = True
             await self.registry.publish()
 
     async def _settle(self, model: str) -> None:
         """Bring one model to what is wanted of it now."""
         async with self.registry.lock(model):
-            self._read_labels(model)
-            wanted = [] if model in self._unloaded else self._wanted.get(model, [])
-            await asyncio.gather(*(self._bring(artifact) for artifact in wanted))
+            self._read_names(model)
+            await asyncio.gather(*(self._bring(artifact) for artifact in self._wanted.now(model)))
             await self._drain_unwanted(model)
 
-    def _read_labels(self, model: str) -> None:
-        if wanted := self._wanted.get(model):
+    def _read_names(self, model: str) -> None:
+        """What the versions of a model are called, and which is meant where none is."""
+        if wanted := self._wanted.of(model):
             self.registry.wanted_labels[model] = wanted[0].config.version_labels
         else:
             self.registry.wanted_labels.pop(model, None)
+        said = self._wanted.by_hand.get(model)
+        self.registry.defaults[model] = said.default if said else None
 
     async def _bring(self, artifact: Artifact, *, force: bool = False) -> Version:
         """Serve this version as these files have it; returns what has become of it.
@@ -124,6 +139,8 @@ class Manager:
         if current.state is State.UNLOADED:
             return True
         if same_instance(artifact, current.artifact) or current.state is State.COLD:
+            if artifact.config.groups != current.artifact.config.groups:
+                current.workers = None
             current.artifact = artifact
             return False
         return current.rejected is None or not same_instance(artifact, current.rejected)
@@ -141,8 +158,7 @@ class Manager:
 
     async def _drain_unwanted(self, model: str) -> None:
         """Let go of versions that are not wanted any more, as far as what is wanted serves in their place."""
-        unloaded = model in self._unloaded
-        numbers = set() if unloaded else {artifact.version for artifact in self._wanted.get(model, [])}
+        numbers = {artifact.version for artifact in self._wanted.now(model)}
         versions = self.registry.of(model)
         unwanted = {each.artifact.version: each for each in versions if each.artifact.version not in numbers}
         states = [version.state for version in versions if version.artifact.version in numbers]
@@ -150,7 +166,7 @@ class Manager:
         gone = [
             number
             for number, version in unwanted.items()
-            if version.state is State.UNLOADED and not (unloaded and version.key in self._there)
+            if version.state is State.UNLOADED and not self._wanted.remembers(version.key)
         ]
         for number in (*gone, *to_drain({number: each.state for number, each in unwanted.items()}, states)):
             await self.loader.drain(unwanted[number])
@@ -172,16 +188,14 @@ class Manager:
             if serves and all(artifact.problem for artifact in artifacts):
                 # Such as a model.yaml that says nothing: its policy and labels are not known, and nothing may go.
                 raise LoadFailed(f"model '{model}' failed to load: {artifacts[0].problem}")
-            self._unloaded.discard(model)
-            self._wanted[model] = aspired(artifacts)
-            self._there |= {(artifact.model, artifact.version) for artifact in artifacts}
-            self._read_labels(model)
-            brought = await asyncio.gather(*(self._bring(artifact, force=True) for artifact in self._wanted[model]))
+            self._wanted.see_model(model, artifacts)
+            self._wanted.load(model)
+            self._read_names(model)
+            brought = await asyncio.gather(*(self._bring(each, force=True) for each in self._wanted.now(model)))
             await self._drain_unwanted(model)
         for version in brought:
             if not version.is_ready():
-                error = LoadFailed if version.state is State.FAILED and not version.refusal else OutOfMemory
-                raise error(f"model '{model}' version {version.artifact.version} failed to load: {version.reason}")
+                raise _failure(version)
 
     async def unload(self, model: str) -> None:
         """End a model's processes when they have answered what they have; ModelNotFound if it was never there.
@@ -189,11 +203,112 @@ class Manager:
         It stays so, whatever happens in the store, until `load`.
         """
         async with self.registry.lock(model):
-            versions = self.registry.of(model)
-            if not versions:
-                raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
-            self._unloaded.add(model)
-            await asyncio.gather(*map(self.loader.drain, versions))
+            await self._unload(model)
+
+    async def _unload(self, model: str) -> None:
+        versions = self.registry.of(model)
+        if not versions:
+            raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
+        self._wanted.unload(model)
+        self._read_names(model)
+        await asyncio.gather(*map(self.loader.drain, versions))
+
+    # By hand: what lasts until the model is loaded or unloaded as above, or its model.yaml changes
+
+    async def register(self, model: str, artifacts: Sequence[Artifact], number: int, workers: int) -> Version:
+        """Serve a version of a model in the store, or with ANY those of its version_policy, by so many instances each.
+
+        Returns the highest of them, which is COLD where `workers` is 0. VersionNotFound, Conflict if it is served
+        already, LoadFailed or OutOfMemory with the reason.
+        """
+        chosen = aspired(artifacts) if number == ANY else [each for each in artifacts if each.version == number]
+        if not chosen:
+            raise VersionNotFound(f"model '{model}' has no version {number} in the model store")
+        async with self.registry.lock(model):
+            there = {each.artifact.version for each in self._registered(model) if each.state is not State.FAILED}
+            new = [artifact for artifact in chosen if artifact.version not in there]
+            if not new:
+                raise Conflict(f"Model version {chosen[0].version} is already registered for model {model}")
+            self._wanted.see_model(model, artifacts)
+            self._wanted.add(model, {artifact.version for artifact in chosen})
+            self._read_names(model)
+            enlisted = await asyncio.gather(*(self._enlist(artifact, workers) for artifact in new))
+            await self._drain_unwanted(model)
+        for version in enlisted:
+            if not version.serves():
+                raise _failure(version)
+        return enlisted[0]
+
+    async def _enlist(self, artifact: Artifact, workers: int) -> Version:
+        version = Version(artifact, workers=(workers, workers))
+        self.versions[version.key] = version
+        if workers or artifact.problem:
+            await self.loader.load(version, evict=True)
+        else:
+            version.become(State.COLD, COLD_REASON)
+            await self.registry.publish()
+        self.on_settled(version)
+        return version
+
+    def _registered(self, model: str) -> list[Version]:
+        return [version for version in self.registry.of(model) if version.state is not State.UNLOADED]
+
+    def _named(self, model: str, number: int) -> Version:
+        """A version that is registered, or with ANY the default; ModelNotFound or VersionNotFound."""
+        registered = {version.artifact.version: version for version in self._registered(model)}
+        if not registered:
+            raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
+        if number == ANY:
+            serving = [each for each, version in registered.items() if version.serves()]
+            number = default_now(self.registry.defaults.get(model), serving or list(registered)) or 0
+        if number not in registered:
+            raise VersionNotFound(f"Request for unknown model: '{model}' version '{number}' is not found")
+        return registered[number]
+
+    async def unregister(self, model: str, number: int) -> None:
+        """End the processes of a version, or with ANY of the default, when they have answered what they have.
+
+        Conflict if it is the default and there are others.
+        """
+        async with self.registry.lock(model):
+            version = self._named(model, number)
+            if len(self._registered(model)) == 1:
+                await self._unload(model)
+            elif version is self._named(model, ANY):
+                raise Conflict(f"Cannot remove default version for model {model}")
+            else:
+                self._wanted.remove(model, version.artifact.version)
+                await self.loader.drain(version)
+
+    async def scale(self, model: str, number: int, least: int, most: int) -> None:
+        """Have a version, or with ANY the default, run by at least and at most so many instances; 0 makes it COLD.
+
+        LoadFailed or OutOfMemory with the reason; then it is left as it was.
+        """
+        async with self.registry.lock(model):
+            version = self._named(model, number)
+            before, version.workers = version.workers, (least, most)
+            count = workers_now(len(version.devices), least, most)
+            try:
+                if version.is_ready() and count:
+                    await self.loader.scale(version, count)
+                elif version.is_ready():
+                    await self.loader.cool(version)
+                elif count:
+                    await self.loader.load(version, evict=True)
+                    if not version.is_ready():
+                        raise _failure(version)
+            except GatewayError:
+                version.workers = before
+                raise
+
+    async def set_default(self, model: str, number: int) -> None:
+        """Have requests that name no version answered by this one for as long as it serves."""
+        async with self.registry.lock(model):
+            self._named(model, number)
+            self._wanted.said_of(model).default = number
+            self._read_names(model)
+            await self.registry.publish()
 
     # By a request
 

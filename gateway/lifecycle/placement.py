@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 from gateway.errors import LoadFailed
 from gateway.store.manifest import InstanceGroup
@@ -53,6 +54,17 @@ def place(
         names = map(tally.take, listed) if listed else (tally.best() for _ in range(group.count))
         chosen += [gpus[name] for name in names]
     return chosen
+
+
+def scaled(groups: Sequence[InstanceGroup], count: int) -> list[InstanceGroup]:
+    """So many groups of one instance each, which are on what the instances of `groups` are on, in turn."""
+    single = [
+        InstanceGroup(1, group.kind, gpus)
+        for group in groups
+        for gpus in [[gpu] for gpu in group.gpus] or [[]]
+        for _ in range(group.count)
+    ]
+    return list(islice(cycle(single), count))
 
 
 def _listed(group: InstanceGroup, gpus: Mapping[str, Device]) -> list[str]:

@@ -16,6 +16,8 @@ class Registry:
         self.versions: dict[Key, Version] = {}
         self.wanted_labels: dict[str, Mapping[str, int]] = {}
         """Model → label → version, as model.yaml has it."""
+        self.defaults: dict[str, int | None] = {}
+        """Model → the version that requests without one get, where somebody has said so by hand."""
         self._labels: dict[str, dict[str, int]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._publish = publish
@@ -37,7 +39,10 @@ class Registry:
             self._labels[model] = labels_now(wanted, serving, self._labels.get(model, {}))
             for label, number in sorted(self._labels[model].items()):
                 labels.setdefault((model, number), []).append(label)
-        return [version.route(labels.get(key, [])) for key, version in self.versions.items()]
+        return [
+            version.route(labels.get(key, []), default=self.defaults.get(key[0]) == key[1])
+            for key, version in self.versions.items()
+        ]
 
     async def publish(self) -> None:
         """Have the workers route by what is true now."""

@@ -130,6 +130,14 @@ class Residency:
             Counter({device.name: on_gpu for device in version.devices if device.name != "cpu"})
         )
 
+    def reserve_more(self, version: Version, devices: Iterable[str], on_gpu: int) -> dict[str, int]:
+        """The same for more instances, on these devices, of a version in memory; returns what it held before."""
+        before = self.account.held.get(version, {})
+        more = Counter(device for device in devices if device != "cpu")
+        added = {device: before.get(device, 0) + count * on_gpu for device, count in more.items()}
+        self.account.held[version] = before | added
+        return before
+
     def unreserved(self, memory: Mapping[str, DeviceMemory]) -> dict[str, int]:
         """Bytes by GPU that are free as measured, less what versions that are still loading will take."""
         free = Counter({name: figures.free for name, figures in memory.items()})

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 from gateway.ipc.messages import Ready, VersionRoute
-from gateway.lifecycle.placement import Device
+from gateway.lifecycle.placement import Device, scaled
 from gateway.lifecycle.state import State, next_state
 from gateway.nodes.node import Instance
+from gateway.store.manifest import InstanceGroup
 from gateway.store.source import Artifact, Key
 
 
@@ -34,6 +35,8 @@ class Version:
     """Nobody waits for it to load, for another version serves."""
     dormant: bool = False
     """On its way to COLD or back: requests wait for it instead of being refused."""
+    workers: tuple[int, int] | None = None
+    """The least and the most instances, where somebody has said so by hand; None: what model.yaml says."""
 
     def become(self, state: State, reason: str = "", refusal: str = "") -> None:
         """Enter a state; the only place where one is assigned."""
@@ -59,7 +62,13 @@ class Version:
         """Whether a request for it is answered, at once or after a load."""
         return self.state in (State.READY, State.COLD)
 
-    def route(self, labels: list[str]) -> VersionRoute:
+    @property
+    def groups(self) -> list[InstanceGroup]:
+        """What its instances are on; there is at least one of them when it is in memory."""
+        groups = self.artifact.config.groups
+        return groups if self.workers is None else scaled(groups, max(1, self.workers[0]))
+
+    def route(self, labels: list[str], *, default: bool = False) -> VersionRoute:
         """The version, with its labels, as the HTTP workers need to know it."""
         artifact = self.artifact
         cold = self.dormant and self.state in (State.DRAINING, State.LOADING)
@@ -76,4 +85,6 @@ class Version:
             labels=labels,
             refusal=self.refusal,
             file=artifact.path.name if artifact.path != artifact.directory else "",
+            default=default,
+            wanted=len(self.devices),
         )

@@ -1,8 +1,9 @@
 """The seam behind which instances run: this machine now, others later."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.ipc.messages import InstanceAddress, Ready
@@ -25,6 +26,8 @@ class Instance:
     """Its exit code, negative for a signal."""
     pid: int = 0
     """Of its process; 0 until it is forked."""
+    started: float = field(default_factory=time.time)
+    """By the clock on the wall."""
     verdict: tuple[str, str] | None = None
     """(error code, sentence): why the gateway itself ended it, if that is what its requests should hear."""
 
