@@ -16,6 +16,7 @@ LAYERS = """
     gateway.commands
     gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
+    gateway.store.processing
     gateway.store.manifest gateway.metrics gateway.lifecycle.state
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
     gateway.store.settling gateway.store.footprints gateway.store.watch
@@ -25,7 +26,8 @@ LAYERS = """
     gateway.instance.landlock gateway.instance.seccomp gateway.instance.priority
     gateway.instance.sandbox
     gateway.ipc.reply gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
-    gateway.instance.replies gateway.instance.proof
+    gateway.instance.replies gateway.instance.proof gateway.instance.images gateway.instance.classes
+    gateway.instance.handlers
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
     gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
@@ -52,6 +54,7 @@ PURE = {
     "gateway.ipc.framing",
     "gateway.instance.queue",
     "gateway.instance.batching",
+    "gateway.instance.classes",
     "gateway.http.wishes",
     "gateway.http.retry",
     "gateway.instance.syscalls",

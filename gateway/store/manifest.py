@@ -10,7 +10,9 @@ import msgspec
 
 from gateway.errors import ConfigError
 from gateway.sizes import parse_size
+from gateway.store import processing
 from gateway.store.contents import LEADS_OUT, inside, resolved
+from gateway.store.processing import Postprocessing, Preprocessing
 from gateway.store.regular import open_regular
 from gateway.tensors import DTYPES, TensorSpec
 
@@ -81,6 +83,22 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     idle_ttl: PositiveSeconds | None = None
     execution_timeout: PositiveSeconds = 60.0
     memory_limit: int | str | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    postprocessing: Postprocessing = Postprocessing()
+
+    @property
+    def labels_file(self) -> str:
+        """Name of the file in the model's directory that holds the labels of its classes; empty for none."""
+        classes = self.postprocessing.classes
+        return classes.labels if classes is not None else ""
+
+    def named(self, labels: list[str]) -> "ModelConfig":
+        """The same with these labels."""
+        classes = self.postprocessing.classes
+        if classes is None or classes.names == labels:
+            return self
+        classes = msgspec.structs.replace(classes, names=labels)
+        return msgspec.structs.replace(self, postprocessing=Postprocessing(classes))
 
     @property
     def queue_bytes(self) -> int:
@@ -120,6 +138,7 @@ def parse(text: str | bytes) -> ModelConfig:
             parse_size(size or 0)
         except ValueError as error:
             raise ConfigError(f"model.yaml: {error}") from None
+    processing.check(config.preprocessing, config.postprocessing)
     if not config.groups:
         raise ConfigError("model.yaml: instance_group is empty; leave it out for one instance")
     return config

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.errors import ConfigError
-from gateway.store import contents, manifest
+from gateway.store import contents, manifest, processing
 from gateway.store.contents import LEADS_OUT, Contents, Directory, fingerprint, identity, inside, resolved, shown
 from gateway.store.manifest import FRAMEWORKS, ModelConfig
 
@@ -34,7 +34,7 @@ class Artifact:
     directory: Path = Path()
     """The version's directory."""
     stamp: int = 0
-    """A fingerprint of names, sizes and times of everything in the directory and of model.yaml."""
+    """A fingerprint of names, sizes and times of everything in the directory, of model.yaml and of its labels."""
     changed: float = 0.0
     """The newest change time of these, by the clock of the file system."""
     contents: Contents = field(default=Contents(), compare=False, repr=False)
@@ -130,9 +130,13 @@ def _scan_model(directory: Path, root: str, inventory: Inventory) -> None:
         return
     config, configured, changed = ModelConfig(), 0, 0.0
     if not problem:
-        configured, changed = _configured(real)
+        configured, changed = _facts(real, manifest.FILE)
         try:
             config = manifest.read(real, root)
+            if config.labels_file:
+                labelled, later = _facts(real, config.labels_file)
+                configured, changed = fingerprint([configured, labelled]), max(changed, later)
+                config = config.named(processing.read_labels(real, config.labels_file, root))
         except ConfigError as error:
             inventory.misconfigured.add(name)
             problem = error.message
@@ -182,9 +186,9 @@ def _versions(directory: Path, inventory: Inventory) -> dict[int, Path]:
     return dict(sorted(versions.items()))
 
 
-def _configured(directory: Path) -> tuple[int, float]:
-    """A fingerprint of model.yaml, by its times and size, and its change time."""
-    path = directory / manifest.FILE
+def _facts(directory: Path, file: str) -> tuple[int, float]:
+    """A fingerprint of model.yaml or of another file, by its times and size, and its change time."""
+    path = directory / file
     facts: list[object] = []
     changed = 0.0
     for follow in (False, True):
