@@ -7,6 +7,7 @@ import typer
 
 from gateway import __version__
 from gateway.commands.serve import serve
+from gateway.commands.validate import validate
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -14,6 +15,7 @@ app = typer.Typer(
     help="Serve PyTorch and TensorFlow models behind one REST API.",
 )
 app.command()(serve)
+app.command()(validate)
 
 
 def _show_version(wanted: bool) -> None:

@@ -40,7 +40,8 @@ LAYERS = """
     gateway.http.*
     gateway.listeners
     gateway.workers gateway.startup
-    gateway.supervisor
+    gateway.supervisor gateway.verdicts
+    gateway.validation
     gateway.commands.*
     gateway.cli
     gateway.__main__
@@ -69,6 +70,7 @@ PURE = {
     "gateway.http.tensor_json",
     "gateway.http.json_depth",
     "gateway.http.compression",
+    "gateway.verdicts",
 }
 INPUT_OUTPUT = {"asyncio", "socket", "select", "subprocess", "uvicorn", "fastapi", "threading", "signal"}
 
