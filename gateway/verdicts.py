@@ -16,7 +16,9 @@ from gateway.store.source import Artifact, Inventory
 from gateway.tensors import Signature, TensorSpec
 
 SHOWN = 4
-"""So many inputs and outputs of a signature are named in the table."""
+"""So many inputs and outputs of a signature, and versions with the same note, are named; of more only their number."""
+WHOLE_NAME = 40
+"""Names of models are not broken if all of them are as short as this."""
 COLUMNS = ("MODEL", "VERSION", "PLATFORM", "SIGNATURE", "BATCHING", "MEMORY", "LOAD", "PROBLEM")
 
 
@@ -73,8 +75,9 @@ def chosen(inventory: Inventory, model: str | None) -> tuple[list[Artifact], lis
 def table(verdicts: Sequence[Verdict]) -> Table:
     """A row for each version."""
     found = Table(box=None, pad_edge=False, header_style="bold")
+    short = max((len(verdict.artifact.model) for verdict in verdicts), default=0) <= WHOLE_NAME
     for column in COLUMNS:
-        found.add_column(column, overflow="fold")
+        found.add_column(column, overflow="fold", no_wrap=column == "MODEL" and short)
     for verdict in verdicts:
         red = "red" if verdict.problem else ""
         found.add_row(*(Text(cell, style=red) for cell in row(verdict)))
@@ -87,11 +90,21 @@ def show(console: Console, report: Report) -> None:
         console.print(table(report.verdicts))
     for sentence in report.oddities:
         console.print(sentence, style="red", markup=False, highlight=False)
-    for verdict in report.verdicts:
-        for note in verdict.ready.notes if verdict.ready else ():
-            title = f"{verdict.artifact.model}/{verdict.artifact.version}"
-            console.print(f"{title}: {note}", style="dim", markup=False, highlight=False)
+    for note in notes(report.verdicts):
+        console.print(note, style="dim", markup=False, highlight=False)
     console.print(summary(report), highlight=False)
+
+
+def notes(verdicts: Sequence[Verdict]) -> list[str]:
+    """What the loaders noted, each once, with the versions that it was noted of."""
+    noted: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        for note in verdict.ready.notes if verdict.ready else ():
+            noted.setdefault(note, []).append(f"{verdict.artifact.model}/{verdict.artifact.version}")
+    return [
+        f"{', '.join(titles) if len(titles) <= SHOWN else f'{len(titles)} versions'}: {note}"
+        for note, titles in noted.items()
+    ]
 
 
 def row(verdict: Verdict) -> tuple[str, ...]:
@@ -101,7 +114,7 @@ def row(verdict: Verdict) -> tuple[str, ...]:
     if ready is None:
         return (*head, "", "", "", "", verdict.problem)
     reason = ready.batching.reason
-    batching = f"{ready.batching.max_batch_size}, {reason}"
+    batching = f"{ready.batching.max_batch_size}, {'proved' if reason.startswith('on: ') else reason}"
     memory = ", ".join(
         format_size(size) + (f" on {device}" if device != "cpu" else "") for device, size in verdict.memory.items()
     )

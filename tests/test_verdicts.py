@@ -10,7 +10,7 @@ from gateway.ipc.messages import Batching, Ready
 from gateway.store.manifest import ModelConfig, parse
 from gateway.store.source import Artifact, Inventory
 from gateway.tensors import Signature, TensorSpec
-from gateway.verdicts import COLUMNS, Report, Verdict, as_json, brief, chosen, row, show, summary
+from gateway.verdicts import COLUMNS, Report, Verdict, as_json, brief, chosen, notes, row, show, summary
 
 
 def artifact(model: str, version: int = 1, config: ModelConfig | None = None) -> Artifact:
@@ -44,7 +44,7 @@ def test_a_signature_is_one_short_line() -> None:
 def test_a_row_says_what_was_measured_or_what_is_wrong() -> None:
     good = Verdict(artifact("m"), ready(FORWARD), {"cpu": 4_000_000, "cuda:0": 512_000_000})
     assert row(good) == (
-        "m", "1", "pytorch_torchscript", "x FP32[-1,4] → y? BYTES[?]", "32, on: proved",
+        "m", "1", "pytorch_torchscript", "x FP32[-1,4] → y? BYTES[?]", "32, proved",
         "4.0 MB, 512.0 MB on cuda:0", "250 ms", "",
     )  # fmt: skip
     bad = row(Verdict(artifact("m", 7), problem="it hangs"))
@@ -86,6 +86,17 @@ def test_problems_are_counted_and_everything_is_shown() -> None:
     assert lines[3:] == ["odd", "m/1: optimize_for_inference: [not] tried", "2 versions, 2 problems"]
     assert summary(Report([Verdict(artifact("m"), ready(FORWARD))], [])) == "1 version, no problems"
     assert summary(Report([], [])) == "0 versions, no problems"
+
+
+def test_a_note_is_made_once_and_a_batch_size_that_was_not_proved_says_why() -> None:
+    noted = [Verdict(artifact("m", number), ready(FORWARD)) for number in range(3)]
+    assert notes(noted) == ["m/0, m/1, m/2: optimize_for_inference: [not] tried"]
+    assert notes(noted * 2) == ["6 versions: optimize_for_inference: [not] tried"]
+    off = Verdict(artifact("m"), ready(FORWARD, batching=Batching(1, "off: it has no batch dimension")))
+    assert row(off)[4] == "1, off: it has no batch dimension"
+    assert row(Verdict(artifact("m"), ready(FORWARD, batching=Batching(8, "model.yaml says so"))))[4] == (
+        "8, model.yaml says so"
+    )
 
 
 def test_the_report_is_json() -> None:

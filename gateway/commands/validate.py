@@ -61,6 +61,6 @@ def validate(
         print(json.dumps(verdicts.as_json(report), indent=2))  # noqa: T201 - what was asked for
     else:
         console = Console()
-        console.width = max(console.width, 160)  # a table cut off at 80 columns hides what it is for
+        console.width = max(console.width, 160 if console.is_terminal else 200)  # else it is all broken lines
         verdicts.show(console, report)
     raise typer.Exit(1 if report.problems else 0)
