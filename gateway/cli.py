@@ -8,6 +8,7 @@ import typer
 from gateway import __version__
 from gateway.commands.importing import import_models
 from gateway.commands.serve import serve
+from gateway.commands.validate import validate
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -15,6 +16,7 @@ app = typer.Typer(
     help="Serve PyTorch and TensorFlow models behind one REST API.",
 )
 app.command()(serve)
+app.command()(validate)
 app.command("import")(import_models)
 
 

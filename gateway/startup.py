@@ -59,14 +59,18 @@ def show_models(console: Console, versions: Sequence[Version], account: Account,
 
 def first_request(versions: Sequence[Version], url: str) -> str | None:
     """A curl line for the ready model whose smallest request is the shortest; None if there is none."""
-    lines = []
+    lines, with_file = [], []
     for version in versions:
         if version.ready is None or version.state is not State.READY:
+            continue
+        if version.artifact.config.preprocessing.image is not None:
+            headers = "-H 'Inference-Header-Content-Length: 0' --data-binary @image.jpg"
+            with_file.append(f"curl {url}/v2/models/{version.artifact.model}/infer {headers}")
             continue
         body = example_body(version.ready.signatures[version.ready.default_signature])
         if body is not None:
             lines.append(f"curl {url}/v2/models/{version.artifact.model}/infer -d {shlex.quote(json.dumps(body))}")
-    return min(lines, key=len, default=None)
+    return min(lines or with_file, key=len, default=None)
 
 
 def example_body(signature: Signature) -> dict[str, object] | None:

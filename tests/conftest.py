@@ -387,6 +387,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """Encoded images, good and bad ones, by a name that says what is the matter with them."""
+    directory = tmp_path_factory.mktemp("images")
+    subprocess.run([sys.executable, HERE / "fixtures" / "images.py", directory], check=True, timeout=60)
+    return {
+        kind.name: {path.name: path.read_bytes() for path in sorted(kind.iterdir())} for kind in directory.iterdir()
+    }
+
+
+@pytest.fixture(scope="session")
 def start_gateway(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Callable[..., Any]:
     """A context manager: a gateway of one's own over these test models, stopped at the end if it still runs."""
 

@@ -9,7 +9,6 @@ import pytest
 
 from gateway.importing import torchserve
 from gateway.store.foreign import config_of
-from gateway.store.manifest import ModelConfig
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 
@@ -124,6 +123,5 @@ def test_a_classifier_of_images_is_declared(tmp_path: Path) -> None:
     }
     assert plan.translation.keys["max_batch_size"] == 4
     assert [piece.target for piece in plan.beside] == ["index_to_name.json"]
-    if "preprocessing" in ModelConfig.__struct_fields__:
-        assert config_of(plan.translation.keys, "t").max_batch_size == 4
+    assert config_of(plan.translation.keys, "t").max_batch_size == 4
     assert {"odd", "model.requirementsFile"} <= {f.key for f in plan.translation.findings if f.fate == "dropped"}

@@ -16,6 +16,7 @@ LAYERS = """
     gateway.commands gateway.importing
     gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
+    gateway.store.processing
     gateway.store.manifest gateway.metrics gateway.lifecycle.state gateway.importing.report gateway.importing.text_proto
     gateway.importing.fields
     gateway.importing.triton_scheduling
@@ -32,7 +33,8 @@ LAYERS = """
     gateway.instance.landlock gateway.instance.seccomp gateway.instance.priority
     gateway.instance.sandbox
     gateway.ipc.reply gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
-    gateway.instance.replies gateway.instance.proof
+    gateway.instance.replies gateway.instance.proof gateway.instance.images gateway.instance.classes
+    gateway.instance.handlers
     gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
     gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
@@ -45,7 +47,8 @@ LAYERS = """
     gateway.http.*
     gateway.listeners
     gateway.workers gateway.startup
-    gateway.supervisor
+    gateway.supervisor gateway.verdicts
+    gateway.validation
     gateway.commands.*
     gateway.cli
     gateway.__main__
@@ -59,6 +62,7 @@ PURE = {
     "gateway.ipc.framing",
     "gateway.instance.queue",
     "gateway.instance.batching",
+    "gateway.instance.classes",
     "gateway.http.wishes",
     "gateway.http.retry",
     "gateway.instance.syscalls",
@@ -84,6 +88,7 @@ PURE = {
     "gateway.http.torchserve_errors",
     "gateway.http.torchserve_inputs",
     "gateway.lifecycle.wanted",
+    "gateway.verdicts",
 }
 INPUT_OUTPUT = {"asyncio", "socket", "select", "subprocess", "uvicorn", "fastapi", "threading", "signal"}
 

@@ -19,6 +19,7 @@ from gateway.store.manifest import (
     parse,
     read,
 )
+from gateway.store.processing import Classes, ImageConfig, Postprocessing, Preprocessing
 from gateway.tensors import TensorSpec
 
 
@@ -41,6 +42,10 @@ def test_everything_can_be_said() -> None:
         execution_timeout: 2.5
         memory_limit: 2GB
         max_queue_bytes: 64MiB
+        preprocessing:
+          image: {resize: 256, crop: [224, 200], mean: [0.5, 0.4, 0.3], std: [0.2, 0.2, 0.2], layout: NCHW, color: BGR,
+                  scale: 255, interpolation: bicubic}
+        postprocessing: {classes: {top: 3, softmax: false, labels: names.txt}}
     """
     assert parse(text) == ModelConfig(
         platform="pytorch_torchscript",
@@ -60,6 +65,10 @@ def test_everything_can_be_said() -> None:
         execution_timeout=2.5,
         memory_limit="2GB",
         max_queue_bytes="64MiB",
+        preprocessing=Preprocessing(
+            ImageConfig(256, [224, 200], [0.5, 0.4, 0.3], [0.2, 0.2, 0.2], "NCHW", "BGR", 255.0, "bicubic")
+        ),
+        postprocessing=Postprocessing(Classes(3, softmax=False, labels="names.txt")),
     )
     assert (parse(text).memory_limit_bytes, parse(text).queue_bytes) == (2 * 10**9, 64 << 20)
 

@@ -51,7 +51,11 @@ def test_every_example_of_every_model_is_answered_when_it_is_sent_as_it_is(gatew
         posts = [path for path, operations in served["paths"].items() if "post" in operations]
         assert all(any(path.endswith(call) for path in posts) for call in CALLS)
         for path in posts:
-            example = served["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
+            operation = served["paths"][path]["post"]
+            if model in {"images_torch", "images_tensorflow"}:  # a picture is no JSON
+                assert "No example" in operation["description"]
+                continue
+            example = operation["requestBody"]["content"]["application/json"]["example"]
             case = schema[path]["POST"].Case(body=example, media_type="application/json")
             answer = case.call(base_url=gateway.url)
             assert answer.status_code == 200, (path, example, answer.text[:200])

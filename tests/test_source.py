@@ -10,6 +10,7 @@ import pytest
 from gateway.errors import ConfigError
 from gateway.store import contents
 from gateway.store.contents import MAX_DEPTH
+from gateway.store.processing import Classes
 from gateway.store.source import Artifact, Inventory, scan
 
 
@@ -277,6 +278,28 @@ def test_the_stamp_tells_every_change_of_the_files_and_of_model_yaml(tmp_path: P
         assert found(tmp_path)["m/1"].stamp == after
         before = after
     assert found(tmp_path)["n/1"].stamp == other
+
+
+def test_a_change_of_the_labels_is_a_change_of_all_versions(tmp_path: Path) -> None:
+    touch(tmp_path, "m/1/model.pt", "m/2/model.pt", "m/labels.txt", "other/1/model.pt")
+    (tmp_path / "m" / "model.yaml").write_text("postprocessing: {classes: {labels: labels.txt}}")
+    empty = found(tmp_path)["m/1"]
+    assert empty.problem == "labels.txt holds no labels"
+    (tmp_path / "m" / "labels.txt").write_text("cat\n")
+    cat = found(tmp_path)
+    assert cat["m/1"].config.postprocessing.classes == Classes(labels="labels.txt", names=["cat"])
+    assert not cat["m/1"].problem
+    (tmp_path / "m" / "labels.txt").write_text("dog\n")
+    os.utime(tmp_path / "m" / "labels.txt", (1, 1))
+    dog = found(tmp_path)
+    for name in ("m/1", "m/2"):
+        assert cat[name].stamp != dog[name].stamp
+        assert cat[name].contents.stamp == dog[name].contents.stamp
+        assert dog[name].changed >= cat[name].changed
+        assert dog[name].config.named([]) == cat[name].config.named([]) != cat[name].config
+    assert cat["other/1"].stamp == dog["other/1"].stamp
+    (tmp_path / "m" / "labels.txt").unlink()
+    assert "labels.txt, which model.yaml names, cannot be read" in found(tmp_path)["m/2"].problem
 
 
 def test_neither_reading_nor_renaming_a_version_changes_its_stamp(tmp_path: Path) -> None:

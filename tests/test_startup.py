@@ -1,6 +1,7 @@
 import io
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.startup import example_body, first_request, show_models
-from gateway.store.manifest import ModelConfig
+from gateway.store.manifest import ModelConfig, parse
 from gateway.store.source import Artifact
 from gateway.tensors import Signature, TensorSpec
 
@@ -50,6 +51,17 @@ def test_the_shortest_request_is_shown() -> None:
     command, url, option, body = shlex.split(line)
     assert (command, url, option) == ("curl", f"{URL}/v2/models/small/infer", "-d")
     assert json.loads(body)["inputs"] == [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 0.5]}]
+
+
+def test_a_model_of_images_is_shown_with_a_file_if_there_is_no_other() -> None:
+    images = version_of("images", TensorSpec("x", "BYTES", (-1,)))
+    images.artifact = replace(images.artifact, config=parse("preprocessing: {image: {crop: 8}}"))
+    line = first_request([images], URL)
+    assert line is not None
+    assert shlex.split(line)[1:] == [
+        f"{URL}/v2/models/images/infer", "-H", "Inference-Header-Content-Length: 0", "--data-binary", "@image.jpg",
+    ]  # fmt: skip
+    assert first_request([images, version_of("large", LARGE)], URL) == first_request([version_of("large", LARGE)], URL)
 
 
 def test_only_a_ready_model_is_shown() -> None:

@@ -17,6 +17,7 @@ from setproctitle import setproctitle
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.instance import priority, sandbox
 from gateway.instance.backend import Backend, LoadedModel
+from gateway.instance.handlers import HandledModel, handled
 from gateway.instance.proof import decide_batching, may_join
 from gateway.instance.serve import Server
 from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready, Spawn, send
@@ -58,9 +59,12 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
         listener = prepare(spawn, output_fd)
         protection = sandbox.enter(spawn)
         check_files(Path(spawn.directory or spawn.artifact))
-        model = backend.load(Path(spawn.artifact), spawn.config, "cpu" if spawn.device == "cpu" else "cuda:0")
-        batching = decide_batching(model, spawn.config)
-        warm_up(model, spawn.config, batching)
+        loaded = backend.load(Path(spawn.artifact), spawn.config, "cpu" if spawn.device == "cpu" else "cuda:0")
+        model = handled(loaded, spawn.config)
+        batching = decide_batching(loaded, spawn.config)
+        warm_up(loaded, spawn.config, batching)
+        if isinstance(model, HandledModel):
+            batching = model.batching(batching)
     except Exception as error:  # noqa: BLE001 - whatever an artifact does at load, the reason must reach its owner
         send(control, failure(error))
         return 1

@@ -15,6 +15,7 @@ from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.saved_model import loader_impl
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
+from gateway.instance.handlers import with_image_input
 from gateway.instance.tensorflow_model import Call, Plan, TensorFlowModel, clean
 from gateway.instance.tensorflow_signatures import Describe, Described, default_signature, read_entries, with_declared
 from gateway.store.manifest import ModelConfig
@@ -186,6 +187,7 @@ def _model(meta: Any, config: ModelConfig, describe: Describe, prepare: Callable
     notes: list[str] = []
     entries = read_entries(meta, describe, notes)
     default = default_signature(entries)
+    config = with_image_input(config, entries[default].signature.inputs, TensorFlowModel.platform)
     entries[default] = with_declared(entries[default], config)
     model = TensorFlowModel(entries, default, meta.graph_def, prepare)
     model.notes += notes

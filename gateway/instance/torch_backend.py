@@ -13,10 +13,11 @@ import torch
 from gateway.errors import GatewayError, LoadFailed, RequestError
 from gateway.instance import torch_errors, torch_inputs, torch_signature, torch_types
 from gateway.instance.backend import Tensors
+from gateway.instance.handlers import with_image_input
 from gateway.instance.torch_graph import constant, examine
 from gateway.instance.torch_inputs import Example
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import DTYPES, Array, Signature
+from gateway.tensors import DTYPES, Array, Signature, TensorSpec
 
 SIGNATURE = "forward"
 _NO_FORWARD = "the archive has no forward method; script or trace a module that defines forward"
@@ -66,7 +67,12 @@ class TorchScriptModel:
         if not module._c._has_method("forward"):  # noqa: SLF001 - no public name
             raise LoadFailed(_NO_FORWARD)
         schema = module._c._get_method("forward").schema  # noqa: SLF001 - no public name
-        self._arguments = torch_types.bind(torch_types.arguments_of(schema), config.inputs)
+        arguments = torch_types.arguments_of(schema)
+        if all(argument.kind == "tensor" for argument in arguments):
+            config = with_image_input(
+                config, [TensorSpec(each.name, "FP32", None) for each in arguments], self.platform
+            )
+        self._arguments = torch_types.bind(arguments, config.inputs)
         self._returns = schema.returns[0].type
         self._renamed = [output.name for output in config.outputs]
         self._single = (self._renamed or ["output_0"])[0]

@@ -79,7 +79,7 @@ class Version:
             framework=artifact.framework,
             state=State.COLD.value if cold else self.state.value,
             reason=self.reason,
-            config=artifact.config,
+            config=artifact.config.named([]),  # labels are many, and only the instance needs them
             ready=self.ready if self.is_ready() else None,
             instances=[instance.address for instance in self.instances] if self.is_ready() else [],
             labels=labels,

@@ -67,7 +67,14 @@ class Footprints:
         if not files:
             return ""
         config = artifact.config
-        facts = (config.inputs, config.max_batch_size, config.threads, config.stateful, config.warmup)
+        facts = (
+            config.inputs,
+            config.preprocessing,
+            config.max_batch_size,
+            config.threads,
+            config.stateful,
+            config.warmup,
+        )
         return _digest([files.encode(), artifact.platform.encode(), msgspec.json.encode(facts)])
 
     def _digest_of_files(self, artifact: Artifact) -> str:

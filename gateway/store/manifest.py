@@ -10,7 +10,9 @@ import msgspec
 
 from gateway.errors import ConfigError
 from gateway.sizes import parse_size
+from gateway.store import processing
 from gateway.store.contents import LEADS_OUT, inside, resolved, shown
+from gateway.store.processing import Postprocessing, Preprocessing
 from gateway.store.regular import open_regular
 from gateway.tensors import DTYPES, TensorSpec
 
@@ -85,6 +87,22 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     idle_ttl: PositiveSeconds | None = None
     execution_timeout: PositiveSeconds = 60.0
     memory_limit: int | str | None = None
+    preprocessing: Preprocessing = Preprocessing()
+    postprocessing: Postprocessing = Postprocessing()
+
+    @property
+    def labels_file(self) -> str:
+        """Name of the file in the model's directory that holds the labels of its classes; empty for none."""
+        classes = self.postprocessing.classes
+        return classes.labels if classes is not None else ""
+
+    def named(self, labels: list[str]) -> "ModelConfig":
+        """The same with these labels."""
+        classes = self.postprocessing.classes
+        if classes is None or classes.names == labels:
+            return self
+        classes = msgspec.structs.replace(classes, names=labels)
+        return msgspec.structs.replace(self, postprocessing=Postprocessing(classes))
 
     @property
     def of_instance(self) -> "ModelConfig":
@@ -133,6 +151,7 @@ def parse(text: str | bytes) -> ModelConfig:
             parse_size(size or 0)
         except ValueError as error:
             raise ConfigError(f"model.yaml: {error}") from None
+    processing.check(config.preprocessing, config.postprocessing)
     if not config.groups:
         raise ConfigError("model.yaml: instance_group is empty; leave it out for one instance")
     return config
@@ -183,13 +202,16 @@ def read(directory: Path, root: str = "/") -> ModelConfig:
 
 def resolve(config: ModelConfig, directory: Path, root: str = "/") -> ModelConfig:
     """The configuration with what the files that it names hold in place of their names; ConfigError."""
-    texts = {name: read_file(directory, name, root) for name in named_files(config)}
-    return _with_labels(config, texts) if texts else config
+    if config.labels_file:
+        config = config.named(processing.read_labels(directory, config.labels_file, root))
+    names = [tensor.labels for tensor in config.outputs if isinstance(tensor.labels, str)]
+    return _with_labels(config, {name: read_file(directory, name, root) for name in names}) if names else config
 
 
 def named_files(config: ModelConfig) -> tuple[str, ...]:
     """The files in a model's directory that its configuration names."""
-    return tuple([tensor.labels for tensor in config.outputs if isinstance(tensor.labels, str)])
+    found = [tensor.labels for tensor in config.outputs if isinstance(tensor.labels, str)]
+    return (*found, config.labels_file) if config.labels_file else tuple(found)
 
 
 def files(directory: Path, root: str = "/") -> tuple[str, ...]:
