@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.commands.infer import infer
 from gateway.commands.ls import ls
 from gateway.commands.serve import serve
 from gateway.errors import ConfigError, GatewayError, RequestError
@@ -20,6 +21,7 @@ app = typer.Typer(
 _SERVER, _CLIENT = "The server", "Ask a running gateway"
 app.command(rich_help_panel=_SERVER)(serve)
 app.command(rich_help_panel=_CLIENT)(ls)
+app.command(rich_help_panel=_CLIENT)(infer)
 
 _FIRST_STEPS = f"""\
 gateway {__version__} serves PyTorch and TensorFlow models behind one REST API.
