@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.commands.bench import bench
 from gateway.commands.infer import infer
+from gateway.commands.load import load, unload
 from gateway.commands.ls import ls
 from gateway.commands.serve import serve
 from gateway.errors import ConfigError, GatewayError, RequestError
@@ -20,8 +22,8 @@ app = typer.Typer(
 )
 _SERVER, _CLIENT = "The server", "Ask a running gateway"
 app.command(rich_help_panel=_SERVER)(serve)
-app.command(rich_help_panel=_CLIENT)(ls)
-app.command(rich_help_panel=_CLIENT)(infer)
+for command in (ls, infer, load, unload, bench):
+    app.command(rich_help_panel=_CLIENT)(command)
 
 _FIRST_STEPS = f"""\
 gateway {__version__} serves PyTorch and TensorFlow models behind one REST API.

@@ -27,24 +27,27 @@ def plain(text: object) -> str:
     return "".join(letter if letter.isprintable() else " " if letter.isspace() else "�" for letter in str(text))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> "Table":
-    """Rows below headings; each row may have a style."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = (), *, right: bool = False
+) -> "Table":
+    """Rows below headings; each row may have a style; `right` if it is numbers."""
     from rich.table import Table  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415 - as above
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(column, overflow="fold", justify="right" if right else "left")
     for number, row in enumerate(rows):
         made.add_row(*(Text(plain(cell)) for cell in row), style=styles[number] if styles else None)
     return made
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, in UTF-8 whatever the terminal's encoding."""
+    """One JSON document, in UTF-8 whatever the terminal's encoding; indented if people read it."""
     import orjson  # noqa: PLC0415 - as above
 
-    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+    indent = orjson.OPT_INDENT_2 if sys.stdout.isatty() else 0
+    sys.stdout.buffer.write(orjson.dumps(value, option=indent) + b"\n")
     sys.stdout.buffer.flush()
 
 
