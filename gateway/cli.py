@@ -13,16 +13,18 @@ from gateway.commands.infer import infer
 from gateway.commands.load import load, unload
 from gateway.commands.ls import ls
 from gateway.commands.serve import serve
+from gateway.commands.show import show
 from gateway.errors import ConfigError, GatewayError, RequestError
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Serve PyTorch and TensorFlow models behind one REST API.",
 )
 _SERVER, _CLIENT = "The server", "Ask a running gateway"
 app.command(rich_help_panel=_SERVER)(serve)
-for command in (ls, infer, load, unload, bench):
+for command in (ls, show, infer, load, unload, bench):
     app.command(rich_help_panel=_CLIENT)(command)
 
 _FIRST_STEPS = f"""\

@@ -64,7 +64,7 @@ def bench(
     connections; the percentiles are those of right answers. BATCH (rows computed together), QUEUE and COMPUTE are means
     that the server has measured, of all its clients.
 
-    Example: gateway bench digits_torch --connections 1,32 --seconds 10
+    Example: `gateway bench digits_torch --connections 1,32 --seconds 10`
     """
     steps = _parsed(connections)
     from gateway.commands.model import describe  # noqa: PLC0415 - with numpy, which --help does without
@@ -243,7 +243,7 @@ def _judge(results: list[dict[str, Any]]) -> None:
     for each in results:
         for kind, times in each["kinds_of_errors"].items():
             example = each["examples_of_errors"].get(kind)
-            warn(f"{each['connections']} connections: {times} × {kind}{': ' + example if example else ''}")
+            warn(f"{each['connections']} connections: {times} x {kind}{': ' + example if example else ''}")
         if each["generator_cpu"] >= BUSY:
             warn(
                 f"{each['connections']} connections: this program had {each['generator_cpu']:.0%} of its core and was "

@@ -42,11 +42,10 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the mod
 VersionName = Annotated[str | None, typer.Option("--version", help="Version or label.  [default: the one that serves]")]
 SignatureName = Annotated[str | None, typer.Option("--signature", help="Signature, where the model has several.")]
 _PANEL = "The server"
-Url = Annotated[
-    str, typer.Option("--url", envvar="GATEWAY_URL", help="Where the gateway is.", rich_help_panel=_PANEL)
-]
+Url = Annotated[str, typer.Option("--url", envvar="GATEWAY_URL", help="Where the gateway is.", rich_help_panel=_PANEL)]
 Key = Annotated[
-    str | None, typer.Option("--key", envvar="GATEWAY_API_KEY", help="API key, if it wants one.", rich_help_panel=_PANEL)
+    str | None,
+    typer.Option("--key", envvar="GATEWAY_API_KEY", help="API key, if it wants one.", rich_help_panel=_PANEL),
 ]
 CaCert = Annotated[
     Path | None, typer.Option("--ca-cert", help="Certificate (PEM) to trust for https.", rich_help_panel=_PANEL)
@@ -78,16 +77,17 @@ class Client:
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             parsed = httpx.URL(self.url)
-            if parsed.scheme not in ("http", "https") or not parsed.host:
-                raise httpx.InvalidURL("no host")
-            self._http = httpx.Client(
-                headers=self.headers,
-                verify=self.tls() or True,
-                timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
-                trust_env=False,
-            )
+            sound = parsed.scheme in ("http", "https") and parsed.host and not (parsed.query or parsed.fragment)
         except httpx.InvalidURL:
-            raise RequestError(f"--url must be like {DEFAULT_URL}, not '{url}'") from None
+            sound = False
+        if not sound:
+            raise RequestError(f"--url must be like {DEFAULT_URL}, not '{url}'")
+        self._http = httpx.Client(
+            headers=self.headers,
+            verify=self.tls() or False,  # without https there is nothing to verify, and a context takes 20 ms to make
+            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+            trust_env=False,
+        )
 
     def tls(self) -> ssl.SSLContext | None:
         """How the server's certificate is judged; None if the URL is not https. RequestError for a bad --ca-cert."""
@@ -213,4 +213,3 @@ def _refusal(response: "httpx.Response") -> str:
     if response.status_code == 401:
         return f"{text} (--key or GATEWAY_API_KEY gives a key)"
     return text
-

@@ -54,7 +54,9 @@ def infer(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write to FILE.npy (the only output), FILE.json, or NAME.npy each in a folder."),
+        typer.Option(
+            "--out", "-o", help="Write to FILE.npy (the only output), FILE.json, or NAME.npy each in a folder."
+        ),
     ] = None,
     version: VersionName = None,
     signature: SignatureName = None,
@@ -67,20 +69,18 @@ def infer(
 ) -> None:
     """Ask a model.
 
-    An input is a number or JSON (x=3.5, x='[[1, 2]]'), text where the model takes text, or @FILE: a .npy file, a .json
-    file, or an image, which is resized and laid out as the signature has it; floats are 0 for black to 1 for white
-    (--scale 255: to 255). Where the model takes bytes, @FILE is the file itself. Text that begins with @ is written @@.
-    A model's only input needs no name. Missing leading dimensions are added.
+    An input is a number or JSON (`x=3.5`, `x='[[1, 2]]'`), text where the model takes text, or `@FILE`: a .npy file, a
+    .json file, or an image, which is resized and laid out as the signature has it; floats are 0 for black to 1 for white
+    (`--scale 255`: to 255). Where the model takes text or bytes, `@FILE` is the file itself; text that begins with @ is
+    written @@, and several texts as JSON. A model's only input needs no name. Missing leading dimensions are added.
 
-    Examples:
+    * `gateway infer digits_torch --input @eight.png`
 
-    gateway infer digits_torch --input @eight.png
+    * `gateway infer collatz_torch --input n='[7, 27, 97]' --json`
 
-    gateway infer collatz_torch --input n='[7, 27, 97]' --json
+    * `gateway infer text_tensorflow --input "Où est la bibliothèque ?" --output language`
 
-    gateway infer text_tensorflow --input "Où est la bibliothèque ?" --output language
-
-    gateway infer digits_torch --random --batch 32 -o probabilities.npy
+    * `gateway infer digits_torch --random --batch 32 -o probabilities.npy`
     """
     from gateway.commands.model import describe  # noqa: PLC0415 - with numpy, which --help does without
 
@@ -153,7 +153,9 @@ def _show(answer: "Answer", model: "Model", seconds: float) -> None:
         for line in _highest(array):
             screen.print(line)
     name = answer.head.get("model_name", model.name)
-    screen.print(plain(f"{name}/{answer.head.get('model_version', '?')} answered in {seconds * 1000:.1f} ms"), style="dim")
+    screen.print(
+        plain(f"{name}/{answer.head.get('model_version', '?')} answered in {seconds * 1000:.1f} ms"), style="dim"
+    )
 
 
 def _values(array: "Array") -> str:

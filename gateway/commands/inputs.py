@@ -111,7 +111,9 @@ def _read_file(spec: TensorSpec, path: Path, scale: float, platform: str) -> Arr
         raise RequestError(f"{path} is no JSON: {error}") from None
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
-    raise RequestError(f"{path}: a file for input '{spec.name}' is .npy, .json or an image ({' '.join(images.SUFFIXES)})")
+    raise RequestError(
+        f"{path}: a file for input '{spec.name}' is .npy, .json or an image ({' '.join(images.SUFFIXES)})"
+    )
 
 
 def _from_npy(path: Path) -> Array:

@@ -20,7 +20,7 @@ def load(
 
     Exit code 1 and the reason if it fails.
 
-    Example: gateway load digits_torch
+    Example: `gateway load digits_torch`
     """
     with Client(url, key, ca_cert, insecure=insecure, timeout=timeout) as client:
         _control(client, model, "load", as_json=as_json)
@@ -39,7 +39,7 @@ def unload(
 
     It stays unloaded until it is loaded again, whatever happens in the model store.
 
-    Example: gateway unload digits_torch
+    Example: `gateway unload digits_torch`
     """
     with Client(url, key, ca_cert, insecure=insecure, timeout=timeout) as client:
         _control(client, model, "unload", as_json=as_json)

@@ -7,8 +7,8 @@ import ssl
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self, cast
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -277,8 +277,8 @@ class Load:
 
     # Connections
 
-    def _task(self, work: "asyncio.Future[None] | object") -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.commands.client import DEFAULT_URL, AsJson, CaCert, Client, Insecure, Key, Timeout, Url
-from gateway.commands.printing import console, print_json, table, warn
+from gateway.commands.printing import console, plain, print_json, table, warn
 from gateway.errors import CallFailed, RequestError
 from gateway.sizes import format_size
 
@@ -31,7 +31,7 @@ def ls(
 
     MEMORY is what the processes of a version have to themselves, as the kernel measures it, and what they have on GPUs.
 
-    Example: gateway ls --url http://127.0.0.1:8000
+    Example: `gateway ls --url http://127.0.0.1:8000`
     """
     if watch and as_json:
         raise RequestError("--watch draws a table for people; without it, --json prints once")
@@ -113,17 +113,15 @@ def memory_text(memory: Mapping[str, int] | None) -> str:
 
 
 def counted(names: list[str]) -> str:
-    """cpu, or cpu ×2."""
+    """cpu, or cpu x2."""
     return " ".join(
-        name if (number := names.count(name)) == 1 else f"{name} ×{number}" for name in dict.fromkeys(names)
+        name if (number := names.count(name)) == 1 else f"{name} x{number}" for name in dict.fromkeys(names)
     )
 
 
 def _shown(versions: list[dict[str, Any]]) -> "RenderableType":
     from rich.console import Group  # noqa: PLC0415 - not for --json
     from rich.text import Text  # noqa: PLC0415 - as above
-
-    from gateway.commands.printing import plain  # noqa: PLC0415 - as above
 
     if not versions:
         return Text("No model is in the store. Put one into NAME/1/ in the model store; it is noticed.")
@@ -144,6 +142,6 @@ def _shown(versions: list[dict[str, Any]]) -> "RenderableType":
     reasons = [
         Text(f"{plain(each['name'])}/{plain(each['version'])} {plain(each['state'])}: {plain(each['reason'])}", "red")
         for each in versions
-        if each["reason"]
+        if each["reason"] and each["state"] != "UNLOADED"
     ]
     return Group(shown, *([Text(), *reasons] if reasons else []))
