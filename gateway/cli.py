@@ -1,6 +1,5 @@
 """The command line: every command of `gateway`, and its one voice for mistakes."""
 
-import errno
 import os
 import sys
 from typing import Annotated
@@ -80,12 +79,4 @@ def main() -> None:
         code = _fail(error.message, 2)
     except GatewayError as error:
         code = _fail(error.message, 1)
-    except typer.Abort:
-        code = 130  # interrupted, as shells count it
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            raise
-        # Who reads this has gone away, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     sys.exit(code)

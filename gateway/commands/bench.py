@@ -235,7 +235,7 @@ def _show(title: str, results: list[dict[str, Any]]) -> None:
     ]
     screen = console()
     screen.print(plain(title), style="bold")
-    screen.print(table(_COLUMNS, rows, right=True))
+    screen.print(table(_COLUMNS, rows, right=True), soft_wrap=False)
 
 
 def _judge(results: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """What the commands that ask a running gateway share: their options, one HTTP client, and errors in one line."""
 
 import os
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ CONNECT_SECONDS = 5.0
 COMPLETION_SECONDS = 0.5
 """Who presses the tab key does not wait longer for a server that does not answer."""
 _LONGEST_ERROR = 1000
+_HARMLESS = re.compile(r"[\w.@+-]+")
+"""Names that no shell can take for more than a name."""
 
 
 def _complete_models(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -33,7 +36,7 @@ def _complete_models(ctx: typer.Context, incomplete: str) -> list[str]:
             insecure=bool(given.get("insecure")),
             timeout=COMPLETION_SECONDS,
         ) as client:
-            return [name for name in client.model_names() if name.startswith(incomplete) and name.isprintable()]
+            return [name for name in client.model_names() if name.startswith(incomplete) and _HARMLESS.fullmatch(name)]
     except (CallFailed, RequestError):
         return []
 

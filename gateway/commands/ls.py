@@ -41,7 +41,7 @@ def ls(
         elif watch:
             _watch(client)
         else:
-            console().print(_shown(listing(client)))
+            console().print(_shown(listing(client)), soft_wrap=False)
 
 
 def _watch(client: Client) -> None:
@@ -91,16 +91,21 @@ def figures(client: Client) -> dict[tuple[str, str], tuple[dict[str, int], int]]
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - slow to import
 
     found: dict[tuple[str, str], tuple[dict[str, int], int]] = {}
-    for family in text_string_to_metric_families(client.send("GET", "/metrics").text):
-        if family.name not in ("gateway_instance_memory_bytes", "gateway_requests"):
-            continue
-        for sample in family.samples:
-            labels: Mapping[str, str] = sample.labels
-            memory, requests = found.setdefault((labels["model"], labels["version"]), ({}, 0))
-            if family.name == "gateway_requests":
-                found[labels["model"], labels["version"]] = memory, requests + int(sample.value)
-            elif (kind := labels["kind"]) != "pss":
-                memory[kind] = memory.get(kind, 0) + int(sample.value)
+    text = client.send("GET", "/metrics").text
+    try:
+        for family in text_string_to_metric_families(text):
+            if family.name not in ("gateway_instance_memory_bytes", "gateway_requests"):
+                continue
+            for sample in family.samples:
+                labels: Mapping[str, str] = sample.labels
+                version = labels["model"], labels["version"]
+                memory, requests = found.setdefault(version, ({}, 0))
+                if family.name == "gateway_requests":
+                    found[version] = memory, requests + int(sample.value)
+                elif (kind := labels["kind"]) != "pss":
+                    memory[kind] = memory.get(kind, 0) + int(sample.value)
+    except (ValueError, KeyError):
+        raise CallFailed(f"the metrics of {client.url} are not those of a gateway", 200) from None
     return found
 
 
