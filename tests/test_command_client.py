@@ -168,7 +168,8 @@ def test_https_is_trusted_by_its_certificate_or_without_any(tmp_path: Path) -> N
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=gateway", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=gateway"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
         ],
         check=True,
         capture_output=True,

@@ -71,8 +71,9 @@ def infer(
 
     An input is a number or JSON (`x=3.5`, `x='[[1, 2]]'`), text where the model takes text, or `@FILE`: a .npy file, a
     .json file, or an image, which is resized and laid out as the signature has it; floats are 0 for black and 1 for
-    white (255 with `--scale 255`). Where the model takes text or bytes, `@FILE` is the file itself; text that begins with @ is
-    written @@, and several texts as JSON. A model's only input needs no name. Missing leading dimensions are added.
+    white (255 with `--scale 255`). Where the model takes text or bytes, `@FILE` is the file itself; text that begins
+    with @ is written @@, and several texts as JSON. A model's only input needs no name. Missing leading dimensions are
+    added.
 
     * `gateway infer digits_torch --input @eight.png`
 

@@ -1,10 +1,9 @@
 """What a person gives as a model's inputs, as arrays: numbers, JSON, text, .npy files, images, random values."""
 
+import contextlib
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -67,11 +66,9 @@ def _read(spec: TensorSpec, value: str, scale: float, platform: str) -> Array:
     elif value.startswith("@"):
         return _read_file(spec, Path(value[1:]), scale, platform)
     if spec.datatype == "BYTES":
-        if value.startswith("["):
-            try:
-                return _from_json(spec, value)
-            except RequestError:
-                pass  # text that begins with a bracket
+        with contextlib.suppress(json.JSONDecodeError, RequestError):  # text that begins with a bracket
+            if value.startswith("["):
+                return _as_bytes(_from_json(spec, value), spec.name)
         return np.array([value.encode("utf-8", "surrogateescape")], object).reshape(())
     try:
         return _from_json(spec, value)
@@ -84,8 +81,7 @@ def _read(spec: TensorSpec, value: str, scale: float, platform: str) -> Array:
 
 def _from_json(spec: TensorSpec, text: str | bytes) -> Array:
     try:
-        values: Any = json.loads(text)
-        array = np.array(values, object if spec.datatype == "BYTES" else None)
+        return np.array(json.loads(text), object if spec.datatype == "BYTES" else None)
     except RecursionError:
         raise RequestError(f"the JSON for input '{spec.name}' is nested too deep") from None
     except UnicodeDecodeError:
@@ -94,7 +90,6 @@ def _from_json(spec: TensorSpec, text: str | bytes) -> Array:
         raise
     except ValueError:
         raise RequestError(f"the lists for input '{spec.name}' have different lengths") from None
-    return array
 
 
 def _read_file(spec: TensorSpec, path: Path, scale: float, platform: str) -> Array:
@@ -119,13 +114,13 @@ def _read_file(spec: TensorSpec, path: Path, scale: float, platform: str) -> Arr
 def _from_npy(path: Path) -> Array:
     try:
         # Mapped, so that a header that promises more than the file has is found out before memory is taken for it.
-        # Without being told to, numpy neither reads nor maps an array of Python objects, which would be pickles.
-        array = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, zipfile.BadZipFile, SyntaxError, OverflowError):
-        array = None
-    if not isinstance(array, np.ndarray):
-        raise RequestError(f"{path} is no .npy file of numbers; numpy.save makes one (arrays of objects are refused)")
-    return array
+        # An array of Python objects, which would be pickles, cannot be.
+        with np.errstate(over="ignore"):
+            return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OverflowError, SyntaxError, EOFError):
+        raise RequestError(
+            f"{path} is no .npy file of numbers; numpy.save makes one (arrays of objects are refused)"
+        ) from None
 
 
 def cast(array: Array, name: str, datatype: str) -> Array:

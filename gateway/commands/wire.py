@@ -11,7 +11,7 @@ import orjson
 
 from gateway.errors import CallFailed, GatewayError, RequestError
 from gateway.http.tensor_json import json_from_raw
-from gateway.tensors import DTYPES, Array, Buffer, array_from_raw, pack_bytes, raw_from_array
+from gateway.tensors import DTYPES, Array, Buffer, array_from_raw, element_count, pack_bytes, raw_from_array
 
 JSON_SIZE = "Inference-Header-Content-Length"
 
@@ -85,6 +85,7 @@ def decode(body: bytes, json_size: str | None) -> Answer:
         datatypes: dict[str, str] = {}
         for output in head.pop("outputs"):
             name, datatype, shape = output["name"], output["datatype"], tuple(output["shape"])
+            element_count(shape)  # which no dimension below 0 passes
             size = (output.get("parameters") or {}).get("binary_data_size")
             if size is None:
                 arrays[name] = _from_json(datatype, shape, output["data"])
