@@ -114,6 +114,26 @@ def test_wrong_use_is_one_line_and_code_2(helpers: Any, arguments: list[str], na
     assert named in line
 
 
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_help_shows_an_example_and_loads_nothing_that_takes_long(helpers: Any, arguments: list[str]) -> None:
+    done = helpers.command(arguments[0], "--help", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    assert f"gateway {arguments[0]} " in done.stdout.partition("Usage:")[2].partition("\n")[2]
+    assert slow_modules(done.stderr) == set()
+
+
+def test_no_command_loads_a_framework(gateway: Any) -> None:
+    done = gateway.command("infer", "mlp", "--random", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    assert slow_modules(done.stderr) == {"numpy", "httpx"}
+
+
+def slow_modules(times: str) -> set[str]:
+    """Those of what Python has written about its imports that --help must do without."""
+    loaded = {line.rpartition("|")[2].strip() for line in times.splitlines()}
+    return loaded & {"torch", "tensorflow", "keras", "numpy", "PIL.Image", "httpx", "fastapi", "uvicorn"}
+
+
 def test_the_key_of_an_option_or_the_environment_is_sent_and_an_option_is_stronger(helpers: Any) -> None:
     with serving(200, b"[]") as server:
         url = f"http://127.0.0.1:{server.server_port}/prefix/"

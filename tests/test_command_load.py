@@ -30,6 +30,9 @@ def test_a_model_is_unloaded_and_loaded(own: Any) -> None:
     done = own.command("infer", "identity_torch", "--random")
     assert (done.returncode, done.stdout) == (1, "")
     assert "UNLOADED" in done.stderr
+    done = own.command("unload", "identity_torch", "--json")  # once more is no mistake
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [each["state"] for each in json.loads(done.stdout)] == ["UNLOADED"]
     done = own.command("load", "identity_torch", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == [{"name": "identity_torch", "version": "1", "state": "READY", "reason": ""}]
