@@ -1,23 +1,46 @@
 """The command line: every command of `gateway`, and its one voice for mistakes."""
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from gateway import __version__
+from gateway.commands.bench import bench
 from gateway.commands.importing import import_models
+from gateway.commands.infer import infer
+from gateway.commands.load import load, unload
+from gateway.commands.ls import ls
 from gateway.commands.serve import serve
+from gateway.commands.show import show
 from gateway.commands.validate import validate
+from gateway.errors import ConfigError, GatewayError, RequestError
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Serve PyTorch and TensorFlow models behind one REST API.",
 )
-app.command()(serve)
-app.command()(validate)
-app.command("import")(import_models)
+_SERVER, _CLIENT = "The server", "Ask a running gateway"
+app.command(rich_help_panel=_SERVER)(serve)
+app.command(rich_help_panel=_SERVER)(validate)
+app.command("import", rich_help_panel=_SERVER)(import_models)
+for command in (ls, show, infer, load, unload, bench):
+    app.command(rich_help_panel=_CLIENT)(command)
+
+_FIRST_STEPS = f"""\
+gateway {__version__} serves PyTorch and TensorFlow models behind one REST API.
+
+  gateway serve --model-store DIR    serves the models in DIR, each in NAME/1/
+  gateway ls                         lists what is served
+  gateway show MODEL                 says what a model takes, with a call to try
+  gateway infer MODEL --random       calls it
+  gateway bench MODEL                measures it
+
+gateway --help lists all commands, gateway COMMAND --help says more of one;
+gateway --install-completion has the shell complete them, and the names of models."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -35,12 +58,29 @@ def options(
     """Serve PyTorch and TensorFlow models behind one REST API."""
 
 
+def _fail(message: str, code: int) -> int:
+    text = "".join(letter if letter.isprintable() else " " for letter in message)
+    print(f"gateway: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201 - the command line's own voice
+    return code
+
+
 def main() -> None:
-    """Entry point of the `gateway` command; a mistake in its use is one line on stderr and exit code 2."""
+    """Entry point of the `gateway` command.
+
+    What goes wrong is one line on stderr. The exit code is 2 for a mistake in the command's use, 1 for whatever else
+    could not be done.
+    """
+    completing = "_GATEWAY_COMPLETE" in os.environ
+    if len(sys.argv) == 1 and not completing:
+        typer.echo(_FIRST_STEPS)
+        sys.exit(0)
     try:
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(standalone_mode=False)
     except typer.TyperException as error:
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-        print(f"gateway: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 - the command line's own voice
-        code = 2
+        code = _fail(message, 2)
+    except (RequestError, ConfigError) as error:
+        code = _fail(error.message, 2)
+    except GatewayError as error:
+        code = _fail(error.message, 1)
     sys.exit(code)

@@ -16,6 +16,7 @@ GatewayError
 ├─ NotSupported               a call that this gateway refuses to implement
 ├─ LoadFailed                 an artifact cannot be served; the text becomes the version's reason
 ├─ ConfigError                a setting or a model.yaml is wrong
+├─ CallFailed                 a server that a command asked refused, or did not answer
 └─ ProtocolError              two processes of the gateway disagree: our bug
 
 Messages are written for the person who sent the request: one sentence, no path, no traceback.
@@ -122,6 +123,17 @@ class ConfigError(GatewayError):
     """A setting or a model.yaml is wrong; the message names the key."""
 
     code = "config"
+
+
+class CallFailed(GatewayError):
+    """A server that a command of the command line asked refused, or did not answer."""
+
+    code = "call_failed"
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """HTTP status of the answer, if there was one."""
 
 
 class ProtocolError(GatewayError):

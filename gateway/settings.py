@@ -14,6 +14,8 @@ from gateway.errors import ConfigError
 from gateway.sizes import parse_size
 
 CONFIG_FILE = "gateway.yaml"
+_CLIENT_VARIABLES = {"GATEWAY_URL", "GATEWAY_API_KEY"}
+"""What the commands that ask a server read from the environment (commands/client.py); no settings of the server."""
 # Kubernetes sets these in every pod beside a Service called "gateway"; they are not meant for us.
 _SERVICE_LINK = re.compile(r"GATEWAY_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://[^/\s?#@,]+")
@@ -119,7 +121,7 @@ def read_settings(**from_command_line: Any) -> Settings:
     for variable in sorted(os.environ):
         if _SERVICE_LINK.fullmatch(variable) or (variable == "GATEWAY_PORT" and "://" in os.environ[variable]):
             del os.environ[variable]
-        elif variable.upper().startswith("GATEWAY_") and variable.upper() not in known:
+        elif variable.upper().startswith("GATEWAY_") and variable.upper() not in known | _CLIENT_VARIABLES:
             raise ConfigError(f"unknown setting {variable} in the environment; known are {', '.join(sorted(known))}")
     given = {name: value for name, value in from_command_line.items() if value is not None}
     try:

@@ -215,6 +215,10 @@ class Gateway:
         assert not left, f"processes of the gateway were left: {left}"
         return self.process.returncode
 
+    def command(self, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        """A command of the command line, which asks this gateway."""
+        return command(*arguments, GATEWAY_URL=self.url, **variables)
+
     # Requests
 
     def connect(self, receive_buffer: int = 0) -> Connection:
@@ -291,6 +295,19 @@ def until(found: Callable[[], Any], seconds: float) -> Any:
     return answer
 
 
+def command(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The program with these arguments, and none of the GATEWAY_ variables but the given ones."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
+    return subprocess.run(
+        [PROGRAM, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment | {"COLUMNS": "200"} | variables,
+    )
+
+
 def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """`gateway serve` with arguments that end it at once."""
     command = [PROGRAM, "serve", *arguments]
@@ -345,8 +362,10 @@ class Helpers:
     tensor = staticmethod(tensor)
     until = staticmethod(until)
     run = staticmethod(run)
+    command = staticmethod(command)
     ordinary_user = staticmethod(ordinary_user)
     in_child = staticmethod(in_child)
+    program = PROGRAM
     limit = LIMIT
     shipped = SHIPPED
 

@@ -47,6 +47,11 @@ def test_an_unknown_variable_ends_with_one_line_that_names_it(place: Path) -> No
     assert_refused(run("serve", cwd=place, GATEWAY_PROT="8000"), "GATEWAY_PROT")
 
 
+def test_variables_of_the_commands_that_ask_a_server_do_not_disturb_the_server(tmp_path: Path) -> None:
+    ours = {"GATEWAY_URL": "http://127.0.0.1:8000", "GATEWAY_API_KEY": "secret"}
+    assert_refused(run("serve", cwd=tmp_path, **ours), "model_store")  # it has got that far
+
+
 def test_a_bad_value_ends_with_one_line_that_names_its_key(place: Path) -> None:
     assert_refused(run("serve", "--workers", "0", cwd=place), "workers")
 
@@ -80,7 +85,7 @@ def test_the_version_is_shown(place: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"gateway {gateway.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["serve", "--prot", "1"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["infer", "--help"], ["serve", "--prot", "1"]])
 def test_help_and_a_wrong_option_answer_at_once(place: Path, arguments: list[str]) -> None:
     """Within half a second; on a machine that is slow now, within four times what importing the libraries takes."""
     seconds, bare = [], []

@@ -60,7 +60,7 @@ def serve(
 ) -> None:
     """Serve every model in the model store.
 
-    Each option can also be set as GATEWAY_<OPTION> in the environment, or in gateway.yaml.
+    Each option can also be set as `GATEWAY_<OPTION>` in the environment, or in gateway.yaml.
     """
     given = locals().copy()
     # Imported here so that --help and a wrong option answer at once.

@@ -40,6 +40,7 @@ metrics_router = APIRouter()
 
 class _IndexRequest(msgspec.Struct):
     ready: bool = False
+    parameters: dict[str, Any] = {}
 
 
 class _LoadRequest(msgspec.Struct):
@@ -150,9 +151,13 @@ async def model_document(state: State, model: str, version: str | None = None) -
     responses=responses(openapi.INDEX, 400, 413),
 )
 async def repository_index(request: Request, state: State) -> Response:
-    """Every model version with its state and, if it failed, the reason; `{"ready": true}` leaves only ready ones."""
-    only_ready = decoded(await small_body(request), _IndexRequest).ready
-    return json_response(describe.index(state.table, only_ready=only_ready))
+    """Every model version with its state and, if it failed, the reason; `{"ready": true}` leaves only ready ones.
+
+    With `{"parameters": {"details": true}}` also its platform, framework, labels, devices and largest batch.
+    """
+    wanted = decoded(await small_body(request), _IndexRequest)
+    details = wanted.parameters.get("details") is True
+    return json_response(describe.index(state.table, only_ready=wanted.ready, details=details))
 
 
 @router.post(

@@ -5,6 +5,7 @@ from typing import Any
 
 from gateway.http.wishes import LAST_PRIORITY
 from gateway.ipc.framing import DEFAULT_PRIORITY
+from gateway.ipc.messages import VersionRoute
 from gateway.routing import RoutingTable, Target
 from gateway.store.manifest import InstanceGroup, ModelConfig, VersionPolicy
 from gateway.tensors import TensorSpec
@@ -19,6 +20,10 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     if spec.optional:
         shown["optional"] = True
     return shown
+
+
+def _tensor_in_full(spec: TensorSpec) -> dict[str, Any]:
+    return _tensor(spec) | ({"any_rank": True} if spec.shape is None else {})
 
 
 def metadata(target: Target, versions: Sequence[int]) -> dict[str, Any]:
@@ -43,8 +48,8 @@ def metadata(target: Target, versions: Sequence[int]) -> dict[str, Any]:
             "default_signature": ready.default_signature,
             "signatures": {
                 name: {
-                    "inputs": [_tensor(spec) for spec in each.inputs],
-                    "outputs": [_tensor(spec) for spec in each.outputs],
+                    "inputs": [_tensor_in_full(spec) for spec in each.inputs],
+                    "outputs": [_tensor_in_full(spec) for spec in each.outputs],
                 }
                 for name, each in ready.signatures.items()
             },
@@ -141,11 +146,22 @@ def configuration(target: Target) -> dict[str, Any]:
     return shown
 
 
-def index(table: RoutingTable, *, only_ready: bool) -> list[dict[str, str]]:
-    """Triton's repository index."""
+def index(table: RoutingTable, *, only_ready: bool, details: bool = False) -> list[dict[str, Any]]:
+    """Triton's repository index; the details, which it does not have, stand under `parameters`."""
     return [
         {"name": route.model, "version": str(route.version), "state": route.state, "reason": route.reason}
+        | ({"parameters": _details(route)} if details else {})
         for _, versions in sorted(table.models.items())
         for _, route in sorted(versions.items())
         if route.state == "READY" or not only_ready
     ]
+
+
+def _details(route: VersionRoute) -> dict[str, Any]:
+    return {
+        "platform": route.platform,
+        "framework": route.framework,
+        "labels": route.labels,
+        "devices": [instance.device for instance in route.instances],
+        "max_batch_size": route.ready.batching.max_batch_size if route.ready else None,
+    }

@@ -1,0 +1,228 @@
+"""`gateway show`: everything that a running gateway says of a model, and a call to try."""
+
+import json
+import math
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from gateway.commands.client import (
+    DEFAULT_URL,
+    AsJson,
+    CaCert,
+    Client,
+    Insecure,
+    Key,
+    ModelName,
+    Timeout,
+    Url,
+    VersionName,
+    did_you_mean,
+    model_path,
+)
+from gateway.commands.ls import counted, listing, memory_text
+from gateway.commands.printing import console, plain, print_json
+from gateway.errors import CallFailed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gateway.commands.model import Model
+    from gateway.tensors import Signature
+
+_STAGES = (("queue", "queue"), ("decode", "compute_input"), ("compute", "compute_infer"), ("encode", "compute_output"))
+"""Our words and Triton's."""
+_MOST_ZEROS = 64 << 20
+_MOST_ELEMENTS = 16
+
+
+def show(
+    model: ModelName,
+    version: VersionName = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    ca_cert: CaCert = None,
+    insecure: Insecure = False,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Show a model: inputs and outputs, batching, memory, latency, and calls that work as they are printed.
+
+    A COLD model is not loaded for this.
+
+    Example: `gateway show digits_torch`
+    """
+    from gateway.commands.model import describe  # noqa: PLC0415 - with numpy, which --help does without
+
+    with Client(url, key, ca_cert, insecure=insecure, timeout=timeout) as client:
+        summary = _which(listing(client), model, version)
+        found = describe(client, model, summary["version"]) if summary["state"] == "READY" else None
+        statistics = _statistics(client, model, summary["version"])
+    examples = _examples(client, found, version) if found else {}
+    if as_json:
+        metadata = found.metadata if found else None
+        print_json(summary | {"metadata": metadata, "statistics": statistics, "examples": examples})
+    else:
+        _show(console(), summary, found, statistics, examples)
+
+
+def _which(versions: list[dict[str, Any]], model: str, version: str | None) -> dict[str, Any]:
+    """The version or label asked for, else the one that answers, as the server picks it: the highest READY or COLD."""
+    mine = [each for each in versions if each["name"] == model]
+    if not mine:
+        names = sorted({each["name"] for each in versions})
+        raise CallFailed(f"no model '{model}'; {did_you_mean(model, names) or '`gateway ls` lists what there is'}")
+    if version is None:
+        return ([each for each in mine if each["state"] in ("READY", "COLD")] or mine)[-1]
+    found = [each for each in mine if each["version"] == version or version in each["labels"]]
+    if not found:
+        known = ", ".join(" = ".join([each["version"], *each["labels"]]) for each in mine)
+        raise CallFailed(f"model '{model}' has no version or label '{version}'; it has {known}")
+    return found[0]
+
+
+def _statistics(client: Client, model: str, version: str) -> dict[str, Any]:
+    """Requests, and mean milliseconds of each stage on the way of one; empty if the server does not tell."""
+    try:
+        found = client.json("GET", f"{model_path(model, version)}/stats")["model_stats"][0]
+        stats = found["inference_stats"]
+        done = stats["success"]["count"]
+        made: dict[str, Any] = {"answered": done, "failed": stats["fail"]["count"]}
+        if done:
+            made["mean_ms"] = {
+                name: round(stats[key]["ns"] / done / 1e6, 3) for name, key in (("total", "success"), *_STAGES)
+            }
+        if found["execution_count"]:
+            made["mean_batch"] = round(found["inference_count"] / found["execution_count"], 2)
+    except (CallFailed, LookupError, TypeError):
+        return {}
+    return made
+
+
+# A call to try
+
+
+def _examples(client: Client, model: "Model", version: str | None) -> dict[str, str]:
+    """The same request for curl and for `gateway infer`, where the signature is enough to make one."""
+    from gateway.startup import example_body  # noqa: PLC0415 - as above
+
+    signature = model.signature(None)
+    body = example_body(signature)
+    curl = _curl(client, f"{model_path(model.name, version)}/infer")
+    ours = f"gateway infer {shlex.quote(model.name)}"
+    ours += f" --version {shlex.quote(version)}" if version else ""
+    ours += f" --url {shlex.quote(client.url)}" if client.url != DEFAULT_URL else ""
+    ours += f" --ca-cert {shlex.quote(str(client.ca_cert))}" if client.ca_cert else ""
+    ours += " --insecure" if client.insecure else ""
+    if body is not None:
+        return {"curl": f"{curl} -d {shlex.quote(json.dumps(body))}", "gateway": ours + _arguments(body["inputs"])}
+    if any(spec.shape is None for spec in signature.inputs if not spec.optional):
+        return {}
+    if (size := _size_of_one(signature)) is None:
+        return {"gateway": f"{ours} --random"}
+    raw = f"{curl} -H 'Inference-Header-Content-Length: 0' --data-binary @- -o answer.bin"
+    return {"curl": f"head -c {size} /dev/zero | {raw}", "gateway": f"{ours} --random"}
+
+
+def _arguments(inputs: Any) -> str:
+    """The same inputs for `gateway infer`, or random ones if they are not few."""
+    if sum(len(each["data"]) for each in inputs) > _MOST_ELEMENTS:
+        return " --random"
+    return "".join(
+        f" --input {shlex.quote(each['name'] + '=' + json.dumps(_nested(each['data'], each['shape'])))}"
+        for each in inputs
+    )
+
+
+def _curl(client: Client, path: str) -> str:
+    options = "".join(
+        [
+            " -k" if client.insecure else "",
+            f" --cacert {shlex.quote(str(client.ca_cert))}" if client.ca_cert else "",
+            ' -H "Authorization: Bearer $GATEWAY_API_KEY"' if client.key else "",
+        ]
+    )
+    return f"curl{options} {shlex.quote(client.url + path)}"
+
+
+def _nested(data: list[Any], shape: list[int]) -> Any:
+    """Flat data as lists in lists."""
+    for size in reversed(shape[1:]):
+        data = [data[at : at + size] for at in range(0, len(data), size)] if size else []
+    return data if shape else data[0]
+
+
+def _size_of_one(signature: "Signature") -> int | None:
+    """Bytes of a raw request of one row; None if the model takes none or it would be large."""
+    from gateway.tensors import ITEMSIZES  # noqa: PLC0415 - as above
+
+    if len(signature.inputs) != 1 or signature.inputs[0].datatype not in ITEMSIZES:
+        return None
+    spec = signature.inputs[0]
+    shape = spec.shape or ()
+    if shape.count(-1) > 1:
+        return None
+    size = math.prod(abs(each) for each in shape) * ITEMSIZES[spec.datatype]
+    return size if 0 < size <= _MOST_ZEROS else None
+
+
+# On a screen
+
+
+def _show(
+    screen: "Console",
+    summary: dict[str, Any],
+    model: "Model | None",
+    statistics: dict[str, Any],
+    examples: dict[str, str],
+) -> None:
+    def line(what: str, text: str) -> None:
+        if text:
+            screen.print(f"{what:<11}{plain(text)}")
+
+    screen.print(plain(f"{summary['name']}/{summary['version']} {summary['state']}"), style="bold")
+    if summary["reason"] and summary["state"] != "UNLOADED":
+        screen.print(plain(summary["reason"]), style="red")
+    if summary["state"] in ("COLD", "UNLOADED"):
+        who = "its first request, or " if summary["state"] == "COLD" else ""
+        line("", f"{who}`gateway load {shlex.quote(summary['name'])}` loads it")
+    line("platform", summary["platform"] or summary["framework"])
+    line("labels", " ".join(summary["labels"]))
+    line("devices", counted(summary["devices"]))
+    line("memory", memory_text(summary["memory_bytes"]))
+    ours = (model.metadata.get("parameters") or {}) if model else {}
+    line("batching", str(ours.get("batching", "")) + _most(ours.get("max_batch_size")))
+    line("requests", _requests(statistics))
+    for note in ours.get("notes") or []:
+        line("note", str(note))
+    line("sandbox", str(ours.get("sandbox", "")))
+    for name, signature in (model.signatures if model else {}).items():
+        _show_signature(screen, name, signature, default=model is not None and name == model.default_signature)
+    if examples:
+        screen.print("\nTry it:", style="bold")
+        for each in examples.values():
+            screen.print(f"\n{plain(each)}")
+
+
+def _most(rows: object) -> str:
+    return f"; at most {rows} rows" if isinstance(rows, int) and rows > 1 else ""
+
+
+def _requests(statistics: dict[str, Any]) -> str:
+    if not statistics.get("answered"):
+        return "none yet" if statistics else ""
+    means = statistics["mean_ms"]
+    stages = ", ".join(f"{name} {means[name]:.2f}" for name, _ in _STAGES)
+    failed = f", {statistics['failed']} failed" if statistics["failed"] else ""
+    batch = f"; {statistics['mean_batch']:.1f} rows an execution" if "mean_batch" in statistics else ""
+    return f"{statistics['answered']} answered{failed}; {means['total']:.2f} ms each on average ({stages}){batch}"
+
+
+def _show_signature(screen: "Console", name: str, signature: "Signature", *, default: bool) -> None:
+    from gateway.commands.inputs import described  # noqa: PLC0415 - as above
+
+    screen.print()
+    screen.print(plain(f"signature {name}{' (default)' if default else ''}"), style="bold")
+    for what, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            optional = ", may be left out" if spec.optional else ""
+            screen.print(plain(f"  {what:<7} {spec.name}  {described(spec)}{optional}"))
