@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.commands.keys import keys
 from gateway.commands.serve import serve
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
     help="Serve PyTorch and TensorFlow models behind one REST API.",
 )
 app.command()(serve)
+app.add_typer(keys, name="keys")
 
 
 def _show_version(wanted: bool) -> None:

@@ -16,6 +16,7 @@ LAYERS = """
     gateway.commands
     gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
+    gateway.keys
     gateway.store.manifest gateway.metrics gateway.lifecycle.state
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
     gateway.store.settling gateway.store.footprints gateway.store.watch
@@ -36,7 +37,8 @@ LAYERS = """
     gateway.exposition gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
-    gateway.listeners
+    gateway.listeners gateway.tls gateway.keyring
+    gateway.precautions
     gateway.workers gateway.startup
     gateway.supervisor
     gateway.commands.*
@@ -66,6 +68,9 @@ PURE = {
     "gateway.http.tensor_json",
     "gateway.http.json_depth",
     "gateway.http.compression",
+    "gateway.http.access",
+    "gateway.http.identity",
+    "gateway.http.rates",
 }
 INPUT_OUTPUT = {"asyncio", "socket", "select", "subprocess", "uvicorn", "fastapi", "threading", "signal"}
 

@@ -4,12 +4,16 @@ import asyncio
 import contextlib
 import math
 import socket
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
+from gateway import tls
 from gateway.http.app import create_app, create_metrics_app
+from gateway.http.guard import Guard
 from gateway.http.protocol import InferenceProtocol
 from gateway.http.state import WorkerState
 from gateway.ipc.messages import Start
@@ -40,16 +44,20 @@ class Servers:
         self._on_listening = on_listening
         self._start = start
         self._silent = set(start.listeners)
+        self._certificate: tuple[ssl.SSLContext, Path, Path] | None = None
+        if start.tls_cert:
+            cert, key = Path(start.tls_cert), Path(start.tls_key)
+            self._certificate = tls.server_context(cert, key), cert, key
         self._servers = {name: self._server(name, self._app(name, state)) for name in start.listeners}
 
-    @staticmethod
-    def _app(name: str, state: WorkerState) -> FastAPI:
+    def _app(self, name: str, state: WorkerState) -> FastAPI:
         app = create_metrics_app() if name == "metrics" else create_app()
         app.state.worker = state
+        app.add_middleware(Guard, state=state, listener=name, loopback=name in self._start.loopback)
         return app
 
     def _server(self, name: str, app: FastAPI) -> _Server:
-        start = self._start
+        start, certificate = self._start, self._certificate
         config = uvicorn.Config(
             app,
             http=InferenceProtocol if name == "http" else "httptools",
@@ -61,6 +69,7 @@ class Servers:
             timeout_keep_alive=start.keep_alive_seconds,
             timeout_graceful_shutdown=math.ceil(start.drain_timeout),
             backlog=2048,
+            ssl_context_factory=None if certificate is None else lambda *_: certificate[0],
         )
         return _Server(config, lambda: self._listens(name))
 
@@ -71,6 +80,8 @@ class Servers:
 
     async def serve(self) -> None:
         """Serve until stopped."""
+        if self._certificate is not None:
+            self._watching = asyncio.create_task(tls.keep_current(*self._certificate))
         await asyncio.gather(
             *(
                 server.serve([socket.socket(fileno=self._start.listeners[name])])

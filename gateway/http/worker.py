@@ -13,6 +13,7 @@ import uvloop
 from setproctitle import setproctitle
 
 from gateway.errors import DeadlineExceeded, ModelNotReady, from_code
+from gateway.http.edge import open_edge
 from gateway.http.lines import Lines
 from gateway.http.servers import Servers
 from gateway.http.state import WorkerState
@@ -28,6 +29,7 @@ from gateway.ipc.messages import (
     Counts,
     Died,
     Hello,
+    Keys,
     MessageStream,
     Routes,
     Start,
@@ -40,6 +42,8 @@ log = logging.getLogger("gateway.worker")
 
 ASK_SECONDS = {"load": 600.0, "unload": 60.0, "wake": 3600.0}
 ASK_DEFAULT_SECONDS = 10.0
+LAST_WORDS_SECONDS = 1.0
+"""So long may access log and spans take at the end."""
 
 
 class Worker:
@@ -47,6 +51,7 @@ class Worker:
 
     def __init__(self, stream: MessageStream[ToWorker], start: Start) -> None:
         self.state = WorkerState(self, start.max_body_bytes, start.request_timeout)
+        self.state.edge = open_edge(start)
         self._stream = stream
         self._lines = Lines(
             start.request_timeout,
@@ -106,6 +111,8 @@ class Worker:
             self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
         elif isinstance(message, Died):
             self._lines.died(message)
+        elif isinstance(message, Keys) and self.state.edge is not None:
+            self.state.edge.use(message)
         elif isinstance(message, Condemned):
             self.state.condemned.add(message.digest)
         elif isinstance(message, AskUsage):
@@ -169,6 +176,8 @@ async def serve(control: socket.socket) -> None:
     gc.set_threshold(20_000, 20, 100)
     await servers.serve()
     listening.cancel()
+    if worker.state.edge is not None:
+        worker.state.edge.close(LAST_WORDS_SECONDS)
 
 
 def main() -> None:
