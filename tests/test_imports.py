@@ -16,7 +16,7 @@ LAYERS = """
     gateway.commands
     gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
-    gateway.keys
+    gateway.keys gateway.tls
     gateway.store.manifest gateway.metrics gateway.lifecycle.state
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
     gateway.store.settling gateway.store.footprints gateway.store.watch
@@ -37,7 +37,7 @@ LAYERS = """
     gateway.exposition gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
-    gateway.listeners gateway.tls gateway.keyring
+    gateway.listeners gateway.keyring
     gateway.precautions
     gateway.workers gateway.startup
     gateway.supervisor
