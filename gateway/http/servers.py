@@ -18,6 +18,8 @@ from gateway.http.protocol import InferenceProtocol
 from gateway.http.state import WorkerState
 from gateway.ipc.messages import Start
 
+GOODBYE_SECONDS = 1.0
+
 
 class _Server(uvicorn.Server):
     """uvicorn that says when it listens, and leaves signals alone: the supervisor decides when to stop."""
@@ -30,6 +32,27 @@ class _Server(uvicorn.Server):
         """Called by uvicorn."""
         await super().startup(sockets)
         self._on_listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn."""
+        parting = asyncio.create_task(self._part()) if self.config.is_ssl else None
+        await super().shutdown(sockets)
+        if parting is not None:
+            parting.cancel()
+
+    async def _part(self) -> None:
+        """Wait no longer for TLS clients that have all they get and do not answer the goodbye, as they need not.
+
+        The event loop would wait for that for half a minute (RFC 8446, 6.1).
+        """
+        before: set[asyncio.Transport] = set()
+        while True:
+            await asyncio.sleep(GOODBYE_SECONDS)
+            transports = [each.transport for each in self.server_state.connections]
+            silent = {each for each in transports if each.is_closing() and each.get_write_buffer_size() == 0}
+            for transport in silent & before:
+                transport.abort()
+            before = silent
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
