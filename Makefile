@@ -2,6 +2,7 @@
 
 CONSTRAINTS := constraints/cpu.txt
 INSTALLED := .venv/installed
+CLIENTS := .venv-clients/installed
 
 # Sets the shell's `python` to the first that is Python 3.11 or newer and can make virtual environments, or says
 # what to install.
@@ -16,7 +17,7 @@ FIND_PYTHON = \
 	fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint bench bars soak python
+.PHONY: help setup clients serve test lint bench bars soak python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,7 +27,9 @@ setup: $(INSTALLED) ## Install the gateway and everything it needs, on the CPU, 
 serve: setup ## Serve the example models in model_store
 	.venv/bin/gateway serve --model-store model_store $(ARGS)
 
-test: setup ## Run the tests
+clients: $(CLIENTS) ## Install clients for the tests that want other versions, into .venv-clients
+
+test: setup clients ## Run the tests
 	.venv/bin/python -m pytest $(ARGS)
 
 lint: setup ## Check style, format and types
@@ -56,3 +59,13 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	.venv/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[cpu,dev,load,tracing]'
 	@touch $@
 	@echo "Done. Next: make serve"
+
+# It sees the packages of .venv behind its own.
+$(CLIENTS): constraints/clients.txt $(INSTALLED)
+	@echo "Installing clients for the tests into .venv-clients: 20 MB to download"
+	.venv/bin/python -m venv --clear --without-pip .venv-clients
+	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	.venv/bin/python -c "$$packages" > "$$(.venv-clients/bin/python -c "$$packages")/behind.pth"
+	.venv/bin/python -m pip --python .venv-clients/bin/python install --disable-pip-version-check --no-deps --no-compile \
+		--requirement constraints/clients.txt
+	@touch $@

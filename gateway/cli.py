@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
+from gateway.commands.importing import import_models
 from gateway.commands.keys import keys
 from gateway.commands.serve import serve
 
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.add_typer(keys, name="keys")
+app.command("import")(import_models)
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ A request costs a worker less than a microsecond of counting, a tenth of what a 
 lookups cost.
 """
 
+import time
 from array import array
 from bisect import bisect_left
 
@@ -20,6 +21,8 @@ STAGE_BOUNDS = (
     0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     2.5, 10.0,
 )  # fmt: skip
+BATCH_SIZES = 256
+"""So many different batch sizes are counted apart; a client that sends all sizes there are must not fill the memory."""
 BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 STAGES = ("decode", "queue", "compute", "ipc", "encode")
 
@@ -65,6 +68,12 @@ class VersionCounters(msgspec.Struct):
     stages: list[Histogram] = msgspec.field(default_factory=lambda: [Histogram.over(STAGE_BOUNDS) for _ in STAGES])
     execution: Histogram = msgspec.field(default_factory=lambda: Histogram.over(STAGE_BOUNDS))
     batch: Histogram = msgspec.field(default_factory=lambda: Histogram.over(BATCH_BOUNDS))
+    by_rows: dict[int, tuple[int, float]] = {}
+    """Rows of a batch → executions with so many, and their seconds."""
+    failed_seconds: float = 0.0
+    """Of all requests that were answered with an error."""
+    last_inference: int = 0
+    """When the last request came, in milliseconds since the epoch; 0 if none did."""
     pending: int = 0
     """Requests waiting for their instance now; a gauge, not summed over time."""
 
@@ -77,8 +86,9 @@ class VersionCounters(msgspec.Struct):
         """One request was given up before it was computed."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def drop_for(self, error: GatewayError) -> None:
-        """A request was answered with this error: count it if it was given up before it was computed."""
+    def failed(self, error: GatewayError, seconds: float) -> None:
+        """A request was answered with this error, after so long: was it given up before it was computed?"""
+        self.failed_seconds += seconds
         if isinstance(error, QueueFull | DeadlineExceeded | InstanceDied):
             self.drop(error.code)
 
@@ -90,6 +100,11 @@ class VersionCounters(msgspec.Struct):
         self.batch.counts[bisect_left(BATCH_BOUNDS, rows)] += 1
         self.batch.total += rows
         self.inferences += rows
+        known = self.by_rows.get(rows)
+        if known is not None:
+            self.by_rows[rows] = known[0] + 1, known[1] + seconds
+        elif len(self.by_rows) < BATCH_SIZES:
+            self.by_rows[rows] = 1, seconds
 
     def add(self, other: "VersionCounters") -> None:
         """Add what another worker, or the same one later, counted of the same version."""
@@ -100,6 +115,11 @@ class VersionCounters(msgspec.Struct):
         self.executions += other.executions
         self.retries += other.retries
         self.pending += other.pending
+        self.failed_seconds += other.failed_seconds
+        self.last_inference = max(self.last_inference, other.last_inference)
+        for rows, (number, seconds) in other.by_rows.items():
+            mine_number, mine_seconds = self.by_rows.get(rows, (0, 0.0))
+            self.by_rows[rows] = mine_number + number, mine_seconds + seconds
         for histogram, more in zip(self.histograms(), other.histograms(), strict=True):
             histogram.add(more)
 
@@ -122,6 +142,7 @@ class Timings:
         self.last_used = 0.0
         """When the version's last request came, by the monotonic clock; 0 if none did."""
         self._counters = counters
+        self._told = 0.0
         self._values = array("d")
 
     def add(self, times: tuple[float, float, float, float, float, float]) -> None:
@@ -132,6 +153,9 @@ class Timings:
 
     def fold(self) -> None:
         """Bring the counters up to date."""
+        if self.last_used != self._told:
+            self._told = self.last_used
+            self._counters.last_inference = round((time.time() - time.perf_counter() + self.last_used) * 1000)
         if not self._values:
             return
         rows = np.frombuffer(self._values).reshape(-1, _WIDTH)

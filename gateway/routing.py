@@ -50,6 +50,11 @@ class Target:
             for name, signature in self.signatures.items()
         }
 
+        self.labels: dict[str, list[str]] = {
+            each.name: each.labels for each in route.config.outputs if isinstance(each.labels, list)
+        }
+        """What the classes of an output are called."""
+
     def signature(self, name: str | None) -> Signature:
         """The signature a request asks for; RequestError names those there are."""
         signature = self.signatures.get(name or self.default_signature)

@@ -16,7 +16,7 @@ from gateway.sizes import parse_size
 CONFIG_FILE = "gateway.yaml"
 # Kubernetes sets these in every pod beside a Service called "gateway"; they are not meant for us.
 _SERVICE_LINK = re.compile(r"GATEWAY_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
-
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://[^/\s?#@,]+")
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 """Bytes, written as 512MB or 8GiB."""
@@ -38,6 +38,16 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ValueError("must be HOST:PORT or off")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _checked_origin(value: str) -> str:
+    if value not in ("*", "null") and not _ORIGIN.fullmatch(value):
+        raise ValueError("must be an origin such as https://example.org, without a path, or *")
+    return value
+
+
+Origin = Annotated[str, AfterValidator(_checked_origin)]
+"""Scheme, host and, where it is not the scheme's own, port, as browsers send them."""
 
 
 def _state_directory() -> Path:
@@ -82,7 +92,7 @@ class Settings(BaseSettings):
     """API keys; None: nobody needs one, and what changes the server is for this machine only."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    cors_origins: list[str] = []
+    cors_origins: list[Origin] = []
     """Origins of web pages that may call the API; "*" for all."""
     server_name: Annotated[str, Field(min_length=1, max_length=100)] = "gateway"
     access_log: bool = False

@@ -123,7 +123,7 @@ class Supervisor:
         by_model: dict[str, list[Artifact]] = {}
         for artifact in inventory.artifacts:
             by_model.setdefault(artifact.model, []).append(artifact)
-        sentences = [f"ignored: {sentence}" for sentence in inventory.ignored]
+        sentences = [f"ignored: {sentence}" for sentence in inventory.ignored] + inventory.notes
         for model, artifacts in by_model.items():
             versions = [artifact.version for artifact in aspired(artifacts)]
             sentences += missing(artifacts)

@@ -74,6 +74,8 @@ class Signature(msgspec.Struct, frozen=True, array_like=True):
     outputs: tuple[TensorSpec, ...]
     open_inputs: bool = False
     open_outputs: bool = False
+    method: str = ""
+    """Of a SavedModel's signature its method_name, such as tensorflow/serving/classify."""
 
 
 def element_count(shape: Sequence[int]) -> int:

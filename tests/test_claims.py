@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from gateway.errors import LoadFailed, OutOfMemory
-from gateway.ipc.messages import Batching, Failed, Ready
+from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready
 from gateway.nodes import claims
 from gateway.tensors import Signature, TensorSpec
 
@@ -16,6 +16,7 @@ READY = Ready(
     notes=["fine"],
     load_seconds=0.1,
     sandbox="all of it",
+    example=[ExampleInput("x", "FP32", (1, 4), b"x" * 16)],
 )
 
 
@@ -52,6 +53,10 @@ def test_a_plausible_claim_is_believed() -> None:
         with_spec(TensorSpec("x", "FP32", (1 << 63,))),
         with_spec(TensorSpec("x", "FP32", (1,) * 1000)),
         msgspec.structs.replace(READY, signatures={"forward": Signature("forward", (SPEC,) * 20_000, ())}),
+        msgspec.structs.replace(READY, example=[ExampleInput("x", "FP32", (1,), b"x" * (EXAMPLE_BYTES + 1))]),
+        msgspec.structs.replace(READY, example=[ExampleInput("x", "FP32", (-1,))]),
+        msgspec.structs.replace(READY, example=[ExampleInput("x", "FP31", (1,))]),
+        msgspec.structs.replace(READY, example=[ExampleInput("x", "FP32", ())] * 20_000),
     ],
 )
 def test_an_absurd_claim_is_not(absurd: Ready) -> None:

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from open_inference.openapi.client import OpenInferenceClient
+from open_inference.openapi.core.api_error import ApiError
+from open_inference.openapi.errors import BadRequestError, NotFoundError, ServiceUnavailableError
+from open_inference.openapi.types import InferenceRequest
 from tritonclient.utils import InferenceServerException
 
 A = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -156,6 +160,50 @@ async def test_the_asyncio_client_packs_requests_and_responses(aio: Any) -> None
         "identity_tensorflow", [sent], request_compression_algorithm="gzip", response_compression_algorithm="gzip"
     )
     assert np.array_equal(result.as_numpy("y"), array)
+
+
+@pytest.fixture
+def generated(gateway: Any) -> Iterator[Any]:
+    """The client that is generated from the protocol's own OpenAPI document; it checks what it gets."""
+    with httpx.Client(timeout=20) as connection:
+        yield OpenInferenceClient(base_url=gateway.url, httpx_client=connection)
+
+
+def test_the_generated_client_describes_and_infers(generated: Any) -> None:
+    generated.check_server_liveness()
+    generated.check_server_readiness()
+    generated.check_model_readiness("mlp")
+    generated.check_model_version_readiness("mlp", "3")
+    assert generated.read_server_metadata().name == "gateway"
+    for metadata in (generated.read_model_metadata("mlp"), generated.read_model_version_metadata("mlp", "3")):
+        assert (metadata.name, metadata.platform, metadata.versions) == ("mlp", "pytorch_torchscript", ["3"])
+        assert [(each.name, each.datatype, each.shape) for each in metadata.inputs] == [("x", "FP32", [-1, 16])]
+    rows = [[0.5] * 16, [0.25] * 16]
+    request = InferenceRequest.parse_obj(
+        {"id": "seven", "inputs": [{"name": "x", "shape": [2, 16], "datatype": "FP32", "data": rows}]}
+    )
+    once = generated.model_infer("mlp", request=request)
+    again = generated.model_version_infer("mlp", "3", request=request)
+    assert (once.id, once.model_name, once.model_version) == ("seven", "mlp", "3")
+    assert [(each.name, each.datatype, each.shape) for each in once.outputs] == [("y", "FP32", [2, 4])]
+    assert once.outputs == again.outputs
+
+
+def test_the_generated_client_knows_the_errors(generated: Any) -> None:
+    request = InferenceRequest.parse_obj({"inputs": [{"name": "z", "shape": [1], "datatype": "FP32", "data": [1.0]}]})
+    with pytest.raises(BadRequestError):
+        generated.model_infer("mlp", request=request)
+    for ask in (
+        lambda: generated.model_infer("nobody", request=request),
+        lambda: generated.read_model_metadata("nobody"),
+    ):
+        with pytest.raises(ApiError) as caught:  # of these calls the document has no 404
+            ask()
+        assert caught.value.status_code == 404
+    with pytest.raises(NotFoundError):
+        generated.check_model_readiness("nobody")
+    with pytest.raises(ServiceUnavailableError):
+        generated.check_model_readiness("no_archive")
 
 
 async def test_httpx_asks_for_packed_answers_on_its_own(gateway: Any, helpers: Any) -> None:

@@ -13,12 +13,19 @@ ROOT = Path(gateway.__file__).parent
 # Each module imports from lines above its own, or from its own line.
 LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
-    gateway.commands
+    gateway.commands gateway.importing
     gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
     gateway.keys gateway.tls
-    gateway.store.manifest gateway.metrics gateway.lifecycle.state
+    gateway.store.manifest gateway.metrics gateway.lifecycle.state gateway.importing.report gateway.importing.text_proto
+    gateway.importing.fields
+    gateway.importing.triton_scheduling
+    gateway.importing.triton
+    gateway.store.foreign
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.messages gateway.store.source
+    gateway.importing.plan gateway.importing.archive
+    gateway.importing.tensorflow_serving gateway.importing.torchserve gateway.importing.mlserver
+    gateway.importing.layouts gateway.importing.copying
     gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend
@@ -71,6 +78,11 @@ PURE = {
     "gateway.http.access",
     "gateway.http.identity",
     "gateway.http.rates",
+    "gateway.importing.report",
+    "gateway.importing.text_proto",
+    "gateway.importing.fields",
+    "gateway.importing.triton_scheduling",
+    "gateway.importing.triton",
 }
 INPUT_OUTPUT = {"asyncio", "socket", "select", "subprocess", "uvicorn", "fastapi", "threading", "signal"}
 

@@ -10,7 +10,7 @@ from gateway.lifecycle import loader
 from gateway.lifecycle.keeper import QUICK_DEATHS, STARTS
 from gateway.lifecycle.placement import CPU, Device
 from gateway.lifecycle.state import State
-from gateway.store.manifest import InstanceGroup, VersionPolicy
+from gateway.store.manifest import InstanceGroup, TensorConfig, VersionPolicy
 from gateway.store.source import Inventory
 
 
@@ -495,6 +495,19 @@ async def test_an_unloaded_model_stays_so_when_the_store_changes_until_it_is_loa
         assert not stage.node.running
         await stage.load()
         assert stage.states() == {"m/2": "READY"}
+
+
+async def test_the_labels_of_classes_change_without_a_reload() -> None:
+    def labelled(*labels: str) -> dict[str, Any]:
+        return {"outputs": [TensorConfig("y", "FP32", [-1, 2], list(labels))]}
+
+    async with staged(artifact(**labelled("cat", "dog"))) as stage:
+        await stage.serve()
+        spawned = len(stage.node.spawned)
+        stage.store[:] = [artifact(**labelled("Katze", "Hund"))]
+        await stage.serve()
+        assert stage.tables[-1][0].config.outputs[0].labels == ["Katze", "Hund"]
+        assert len(stage.node.spawned) == spawned
 
 
 async def test_several_versions_are_served_if_the_policy_says_so_and_labels_follow() -> None:

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from gateway.errors import ConfigError
 from gateway.store.manifest import (
     MAX_BYTES,
+    MAX_LABELS,
     InstanceGroup,
     ModelConfig,
     TensorConfig,
     VersionPolicy,
     Warmup,
+    files,
     parse,
     read,
 )
@@ -115,6 +117,16 @@ def test_a_declared_tensor_is_a_spec() -> None:
         ("inputs: [{name: x, datatype: float, shape: []}]", "float"),
         ("outputs: [{name: x, datatype: FP32, shape: [-2]}]", "shape"),
         ("inputs: [{name: x, datatype: FP32, shape: []}, {name: x, datatype: FP32, shape: []}]", "inputs"),
+        ("outputs: [{name: x, datatype: FP32, shape: [], labels: [1]}]", "labels"),
+        ("outputs: [{name: x, datatype: FP32, shape: [], labels: 5}]", "labels"),
+        ("outputs: [{name: x, datatype: FP32, shape: [], labels: ../labels.txt}]", "labels"),
+        ("outputs: [{name: x, datatype: FP32, shape: [], labels: ..}]", "labels"),
+        ("outputs: [{name: x, datatype: FP32, shape: [], labels: /etc/passwd}]", "labels"),
+        ("outputs: [{name: x, datatype: FP32, shape: [], labels: 1/labels.txt}]", "labels"),
+        ("outputs: [{name: x, datatype: FP32, shape: [], labels: ''}]", "labels"),
+        ("outputs: [{name: x, datatype: FP32, shape: [], labels: model.yaml}]", "labels"),
+        ("inputs: [{name: x, datatype: FP32, shape: [], labels: [a]}]", "input 'x' has labels"),
+        (f"outputs: [{{name: x, datatype: FP32, shape: [], labels: {list('a' * (MAX_LABELS + 1))}}}]", "65537 labels"),
         ("- a", "object"),
         ("just text", "object"),
     ],
@@ -203,3 +215,80 @@ def test_a_link_that_leads_nowhere_is_no_model_yaml(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").symlink_to("model.yaml")
     with pytest.raises(ConfigError, match=r"model\.yaml cannot be read"):
         read(tmp_path)
+
+
+def labelled(directory: Path, name: str = "labels.txt", more: str = "") -> None:
+    """A model.yaml whose output is labelled by a file."""
+    text = f"outputs: [{{name: y, datatype: FP32, shape: [-1, 3], labels: {name}}}{more}]"
+    (directory / "model.yaml").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (b"cat\ndog\n", ["cat", "dog"]),
+        (b"cat\r\ndog", ["cat", "dog"]),
+        (b"\xef\xbb\xbfcat\n\ndog  \n", ["cat", "", "dog"]),
+        ("gr\u00fcn\u2028blau\x85rot\n".encode(), ["gr\u00fcn\u2028blau\x85rot"]),
+        (b"", []),
+    ],
+)
+def test_a_label_file_is_replaced_by_its_lines(tmp_path: Path, text: bytes, want: list[str]) -> None:
+    labelled(tmp_path)
+    (tmp_path / "labels.txt").write_bytes(text)
+    assert read(tmp_path).outputs[0].labels == want
+    assert files(tmp_path) == ("model.yaml", "labels.txt")
+
+
+def test_labels_may_stand_in_model_yaml_itself(tmp_path: Path) -> None:
+    labelled(tmp_path, "[cat, dog]")
+    assert read(tmp_path).outputs[0].labels == ["cat", "dog"]
+    assert files(tmp_path) == ("model.yaml",)
+    assert read(tmp_path).of_instance.outputs == [TensorConfig("y", "FP32", [-1, 3])]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff", "'labels.txt' is not UTF-8 text"),
+        (b"a\n" * (MAX_LABELS + 1), "65537 labels"),
+        (b"x" * (MAX_BYTES + 1), "'labels.txt' is larger than"),
+    ],
+)
+def test_a_label_file_that_cannot_be_used_is_a_config_error(tmp_path: Path, text: bytes, message: str) -> None:
+    labelled(tmp_path)
+    (tmp_path / "labels.txt").write_bytes(text)
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path)
+
+
+def test_a_label_file_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
+    labelled(tmp_path)
+    with pytest.raises(ConfigError, match=r"^'labels\.txt' cannot be read: No such file"):
+        read(tmp_path)
+    os.mkfifo(tmp_path / "labels.txt")
+    with pytest.raises(ConfigError, match="regular file"):
+        read(tmp_path)
+
+
+def test_a_label_file_that_leads_out_of_the_store_is_not_read(tmp_path: Path) -> None:
+    model = tmp_path / "store" / "m"
+    model.mkdir(parents=True)
+    (tmp_path / "secret").write_text("key")
+    labelled(model)
+    (model / "labels.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match=r"^'labels\.txt' is a link that leads out of the model store$"):
+        read(model, str((tmp_path / "store").resolve()))
+
+
+def test_many_outputs_with_the_same_long_labels_are_refused(tmp_path: Path) -> None:
+    more = "".join(f", {{name: y{at}, datatype: FP32, shape: [], labels: labels.txt}}" for at in range(20))
+    labelled(tmp_path, more=more)
+    (tmp_path / "labels.txt").write_text("x" * 100_000)
+    with pytest.raises(ConfigError, match="the labels of all outputs are more than"):
+        read(tmp_path)
+
+
+def test_a_model_yaml_that_makes_no_sense_names_no_further_files(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("outputs: 5")
+    assert files(tmp_path) == ("model.yaml",)

@@ -21,6 +21,7 @@ from gateway.ipc.messages import (
     Condemned,
     Counts,
     Died,
+    ExampleInput,
     Exited,
     Failed,
     Forked,
@@ -53,6 +54,7 @@ from gateway.tensors import Signature, TensorSpec
 CONFIG = ModelConfig(
     platform="pytorch_torchscript",
     inputs=[TensorConfig("x", "FP32", [-1, 3])],
+    outputs=[TensorConfig("y", "FP32", [-1, 2], ["cat", "dog"])],
     max_batch_size=4,
     instance_group=[InstanceGroup(2, "gpu", [0, 1])],
     threads=2,
@@ -67,6 +69,7 @@ READY = Ready(
     batching=Batching(8, "on"),
     notes=["fine"],
     load_seconds=0.5,
+    example=[ExampleInput("x", "FP32", (1, 3), b"x" * 12), ExampleInput("z", "BYTES", (1,))],
 )
 ROUTE = VersionRoute(
     model="m",
@@ -78,6 +81,7 @@ ROUTE = VersionRoute(
     config=CONFIG,
     ready=READY,
     instances=[InstanceAddress("m/1#0", "cpu", "/tmp/x")],
+    file="model.pt",
 )
 EVERY: list[tuple[Any, Any]] = [
     (Kill(instance="m/1#0"), ToRunner),

@@ -94,7 +94,8 @@ def test_what_is_no_counters_is_a_decode_error(packed: bytes) -> None:
 def test_only_requests_given_up_before_they_were_computed_count_as_dropped() -> None:
     made = VersionCounters("m", "1", "pytorch")
     for kind in errors.GatewayError.__subclasses__():
-        made.drop_for(kind("no"))
+        made.failed(kind("no"), 0.5)
+    assert made.failed_seconds == 0.5 * len(errors.GatewayError.__subclasses__())
     assert made.dropped == {"queue_full": 1, "deadline": 1, "instance_died": 1}
 
 

@@ -669,3 +669,13 @@ def test_strings_are_packed_as_the_extension_says() -> None:
         )
     )
     assert bytes(request.payload[1]) == pack_bytes([b"a", b""]) == b"\1\0\0\0a\0\0\0\0"
+
+
+def test_a_model_with_one_state_for_everybody_takes_no_sequences() -> None:
+    body = {"inputs": [x_of([1, 2])], "parameters": {"sequence_id": 7, "sequence_start": True}}
+    target = target_of(Signature("forward", (TensorSpec("x", "FP32", (-1, 2)),), ()))
+    decoded(json.dumps(body).encode(), target)
+    target.route = msgspec.structs.replace(target.route, config=ModelConfig(stateful=True))
+    with pytest.raises(RequestError, match="keeps no sequences apart"):
+        decoded(json.dumps(body).encode(), target)
+    decoded(json.dumps(body | {"parameters": {"sequence_id": 0}}).encode(), target)

@@ -262,6 +262,11 @@ def test_the_stamp_tells_every_change_of_the_files_and_of_model_yaml(tmp_path: P
         (version / "link").unlink,
         partial(config.write_text, "threads: 1"),
         partial(config.write_text, "threads: 12"),
+        partial(config.write_text, "outputs: [{name: y, datatype: FP32, shape: [], labels: names}]"),
+        partial((tmp_path / "m/names").write_text, "cat"),
+        partial((tmp_path / "m/names").write_text, "cats"),
+        partial(os.utime, tmp_path / "m/names", ns=(0, 0)),
+        (tmp_path / "m/names").unlink,
         config.unlink,
     ]
     before = found(tmp_path)["m/1"].stamp

@@ -16,11 +16,12 @@ LONGEST_KEY = 256
 REMEMBERED_MODELS = 1024
 MISSING = "this call needs an API key, sent as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
 _NO_HASH = bytes(32)
-_HEALTH = re.compile(r"/v2/health(?:/.*)?|/ping/?", re.IGNORECASE)
-_ADMIN = re.compile(r"/v2/repository(?:/models/(?P<model>[^/]+)/.*|/.*)?", re.IGNORECASE)
-_MANAGED = re.compile(r"/models(?:/(?P<model>[^/]+)(?:/.*)?)?/?", re.IGNORECASE)
+_FLAGS = re.IGNORECASE | re.DOTALL
+_HEALTH = re.compile(r"/v2/health(?:/.*)?|/ping/?", _FLAGS)
+_ADMIN = re.compile(r"/v2/repository(?:/models/(?P<model>[^/]+)/.*|/.*)?", _FLAGS)
+_MANAGED = re.compile(r"/models(?:/(?P<model>[^/]+)(?:/.*)?)?/?", _FLAGS)
 _OF_A_MODEL = re.compile(
-    r"/v2/models/([^/]+)(?:/.*)?|/v1/models/([^/:]+).*|/(?:predictions|explanations)/([^/]+)(?:/.*)?", re.IGNORECASE
+    r"/v2/models/([^/]+)(?:/.*)?|/v1/models/([^/:]+).*|/(?:predictions|explanations)/([^/]+)(?:/.*)?", _FLAGS
 )
 
 
@@ -38,6 +39,7 @@ def need_of(listener: str, path: str, *, preflight: bool = False) -> Need:
 
     A browser's preflight (Fetch standard, 4.8) carries no key and does nothing.
     """
+    path = path.removesuffix("\n")  # the router ends its patterns with $, which overlooks one
     if preflight or _HEALTH.fullmatch(path):
         return Need(None)
     if listener == "metrics" or path == "/metrics":

@@ -1,43 +1,41 @@
 """Everything that is not inference: health, metadata, repository, metrics and the documentation pages."""
 
-from typing import Annotated, Any
+import html
+from typing import Any
 
 import msgspec
-import orjson
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
-from gateway.errors import GatewayError, NotSupported, PayloadTooLarge, RequestError
-from gateway.http import describe, openapi
+from gateway.errors import GatewayError, NotSupported, RequestError
+from gateway.http import describe, model_docs, openapi, tfserving_pages, triton
+from gateway.http.asgi import State, decoded, json_response, small_body
 from gateway.http.openapi import responses
 from gateway.http.responses import error_body, error_headers, status_of
-from gateway.http.state import WorkerState
 from gateway.routing import pick
 
-MAX_SMALL_BODY = 64 << 10
 _READY = responses(openapi.MODEL_READY, *openapi.MODEL_ERRORS)
 _METADATA = responses(openapi.MODEL_METADATA, *openapi.MODEL_ERRORS)
 _CONFIG = responses(openapi.MODEL_CONFIG, *openapi.MODEL_ERRORS)
-_STATS = responses(openapi.MODEL_STATS, *openapi.MODEL_ERRORS)
+_DOCUMENT = responses({"type": "object"}, *openapi.MODEL_ERRORS)
+_PAGE = {code: shown for code, shown in _DOCUMENT.items() if code != 200}
+STATIC = "/static-offline-docs"
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "generate",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+]
 router = APIRouter()
 metrics_router = APIRouter()
-
-
-def _state(request: Request) -> WorkerState:
-    state: WorkerState = request.app.state.worker
-    return state
-
-
-State = Annotated[WorkerState, Depends(_state)]
-
-
-def json_response(content: Any, status: int = 200) -> Response:
-    """Any JSON value as a response."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
 
 
 class _IndexRequest(msgspec.Struct):
@@ -48,28 +46,10 @@ class _LoadRequest(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-async def small_body(request: Request) -> bytes:
-    """The body of a call that needs little; PayloadTooLarge beyond that."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_SMALL_BODY:
-            raise PayloadTooLarge(f"the body of this call is limited to {MAX_SMALL_BODY} bytes")
-    return body
-
-
-def _decoded(body: bytes, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(body, type=kind) if body.strip() else kind()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"the body is not what this call takes: {error}") from None
-
-
 @router.get("/v2", tags=["server"], summary="Server metadata", responses=responses(openapi.SERVER_METADATA))
-async def server_metadata() -> Response:
+async def server_metadata(state: State) -> Response:
     """Name, version and the protocol extensions that are served."""
-    extensions = ["binary_tensor_data", "model_repository", "model_configuration", "statistics"]
-    return json_response({"name": "gateway", "version": __version__, "extensions": extensions})
+    return json_response({"name": state.server_name, "version": __version__, "extensions": EXTENSIONS})
 
 
 @router.get("/v2/health/live", tags=["server"], summary="Is the server alive?", responses=responses(openapi.LIVE))
@@ -122,15 +102,44 @@ async def model_config(state: State, model: str, version: str | None = None) -> 
     return json_response(describe.configuration(target))
 
 
-@router.get("/v2/models/{model}/stats", tags=["models"], summary="Model statistics", responses=_STATS)
 @router.get(
-    "/v2/models/{model}/versions/{version}/stats", tags=["models"], summary="Version statistics", responses=_STATS
+    "/v2/models/{model}/docs",
+    tags=["models"],
+    summary="The model's own page of this kind",
+    response_class=HTMLResponse,
+    responses=_PAGE,
 )
-async def model_stats(state: State, model: str, version: str | None = None) -> Response:
-    """Requests and times since the start, in the form of Triton's statistics extension."""
-    route = state.table.find(model, version)
-    wanted = [route.version] if version is not None else sorted(state.table.models[model])
-    return json_response(describe.statistics(model, wanted, await state.supervisor.ask("counters")))
+@router.get(
+    "/v2/models/{model}/versions/{version}/docs",
+    tags=["models"],
+    summary="The version's own page of this kind",
+    response_class=HTMLResponse,
+    responses=_PAGE,
+)
+async def model_page(request: Request, state: State, model: str, version: str | None = None) -> Response:
+    """Its calls with its own names and shapes, and examples that can be sent."""
+    target = await state.waiting.target((model, version), state.request_timeout)
+    assets = f"{request.scope.get('root_path', '')}{STATIC}"
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title=html.escape(target.model),
+        swagger_js_url=f"{assets}/swagger-ui-bundle.js",
+        swagger_css_url=f"{assets}/swagger-ui.css",
+        swagger_favicon_url=f"{assets}/favicon.png",
+    )
+
+
+@router.get("/v2/models/{model}/openapi.json", tags=["models"], summary="The same as a document", responses=_DOCUMENT)
+@router.get(
+    "/v2/models/{model}/versions/{version}/openapi.json",
+    tags=["models"],
+    summary="The same as a document",
+    responses=_DOCUMENT,
+)
+async def model_document(state: State, model: str, version: str | None = None) -> Response:
+    """OpenAPI 3.1."""
+    target = await state.waiting.target((model, version), state.request_timeout)
+    return json_response(model_docs.document(target, version))
 
 
 @router.post(
@@ -142,7 +151,7 @@ async def model_stats(state: State, model: str, version: str | None = None) -> R
 )
 async def repository_index(request: Request, state: State) -> Response:
     """Every model version with its state and, if it failed, the reason; `{"ready": true}` leaves only ready ones."""
-    only_ready = _decoded(await small_body(request), _IndexRequest).ready
+    only_ready = decoded(await small_body(request), _IndexRequest).ready
     return json_response(describe.index(state.table, only_ready=only_ready))
 
 
@@ -155,7 +164,7 @@ async def repository_index(request: Request, state: State) -> Response:
 )
 async def repository_control(request: Request, state: State, model: str, action: str) -> Response:
     """`load` reads the model from the store again and answers when it is ready; `unload` ends its processes."""
-    parameters = _decoded(await small_body(request), _LoadRequest).parameters
+    parameters = decoded(await small_body(request), _LoadRequest).parameters
     if action not in ("load", "unload"):
         raise HTTPException(404)
     if any(key == "config" or key.startswith("file:") for key in parameters):
@@ -177,6 +186,24 @@ async def infer(model: str, version: str | None = None) -> Response:  # noqa: AR
     raise HTTPException(404)
 
 
+@router.post(
+    "/v2/models/{model}/generate", tags=["inference"], summary="Generate", openapi_extra=openapi.GENERATE_OPERATION
+)
+@router.post(
+    "/v2/models/{model}/versions/{version}/generate",
+    tags=["inference"],
+    summary="Generate with one version",
+    openapi_extra=openapi.GENERATE_OPERATION,
+)
+async def generate(model: str, version: str | None = None) -> Response:  # noqa: ARG001 - for the documentation
+    """Run the model on plain JSON: each key is an input, each key of the answer an output.
+
+    `…/generate_stream` answers the same as a server-sent event.
+    """
+    raise HTTPException(404)  # as above
+
+
+@metrics_router.get("/monitoring/prometheus/metrics", include_in_schema=False)
 @metrics_router.get(
     "/metrics",
     tags=["server"],
@@ -216,10 +243,16 @@ async def _invalid(_: Request, error: Exception) -> Response:
 def create_app() -> FastAPI:
     """The ASGI app that uvicorn calls for every request but inference."""
     app = FastAPIOffline(
-        title="Model serving gateway", version=__version__, description=openapi.DESCRIPTION, redoc_url=None
+        title="Model serving gateway",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        redoc_url=None,
+        static_url=STATIC,
     )
+    app.include_router(triton.router)  # first, for `stats` is no model's name in /v2/models/stats
     app.include_router(router)
     app.include_router(metrics_router)
+    app.include_router(tfserving_pages.router)
     _answer_errors(app)
     openapi.describe_truly(app)
     return app

@@ -6,7 +6,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from gateway.errors import GatewayError
-from gateway.http import oip
+from gateway.http import generate, oip, tfserving
 from gateway.http.dialect import Dialect
 from gateway.http.waiting import Wish
 from gateway.routing import RoutingTable, Target
@@ -15,8 +15,18 @@ CALLS = 4096
 LONGEST_PATH = 512
 """Paths of that many bytes, and so many of them, are remembered; others only cost looking again."""
 _ORIGIN = re.compile(rb"https?://[^/]*")
-_PATTERNS: tuple[tuple[re.Pattern[bytes], Dialect], ...] = ((oip.PATH, oip.INFER),)
-"""POST to one of these is an inference; group 1 is the model and group 2, where there is one, the version or label."""
+_PATTERNS: tuple[tuple[re.Pattern[bytes], Dialect], ...] = (
+    (oip.PATH, oip.INFER),
+    (generate.PATH, generate.GENERATE),
+    (generate.STREAM_PATH, generate.GENERATE_STREAM),
+    (tfserving.PREDICT_PATH, tfserving.PREDICT),
+    (tfserving.CLASSIFY_PATH, tfserving.CLASSIFY),
+    (tfserving.REGRESS_PATH, tfserving.REGRESS),
+)
+"""POST to one of these is an inference.
+
+Group 1 is the model; group 2, where there is one, the version or label; group 3, where there is one, a label.
+"""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -33,9 +43,12 @@ def match(path: bytes) -> tuple[Dialect, Wish] | None:
         path = path[origin.end() :]
     for pattern, dialect in _PATTERNS:
         if found := pattern.fullmatch(path):
-            model, version = (
-                unquote_to_bytes(part).decode("utf-8", "replace") if part else None for part in found.groups()
+            model, version, label = (
+                unquote_to_bytes(part).decode("utf-8", "replace") if part else None
+                for part in (*found.groups(), None, None)[:3]
             )
+            if label is not None:
+                version = tfserving.NUMERIC_LABEL * label.isdigit() + label
             return dialect, (model or "", version)
     return None
 
@@ -54,6 +67,8 @@ class Calls:
         if matched is None:
             return None
         dialect, wish = matched
+        if dialect.zero_is_latest and wish[1] == "0" and 0 not in self._table.models.get(wish[0], {0}):
+            wish = (wish[0], None)
         try:
             target = self._table.target(*wish)
         except GatewayError as error:

@@ -1,10 +1,12 @@
-"""What the gateway says about models: metadata, configuration, statistics, index. Pure functions."""
+"""What the gateway says about models: metadata, configuration, index. Pure functions."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from gateway import metrics
+from gateway.http.wishes import LAST_PRIORITY
+from gateway.ipc.framing import DEFAULT_PRIORITY
 from gateway.routing import RoutingTable, Target
+from gateway.store.manifest import InstanceGroup, ModelConfig, VersionPolicy
 from gateway.tensors import TensorSpec
 
 
@@ -53,65 +55,90 @@ def metadata(target: Target, versions: Sequence[int]) -> dict[str, Any]:
 def _config_tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
     shape = list(spec.shape) if spec.shape is not None else [-1]
     kind = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
-    return {"name": spec.name, "data_type": kind, "dims": shape[1:] if batched else shape}
+    return {
+        "name": spec.name,
+        "data_type": kind,
+        "dims": shape[1:] if batched else shape,
+        "is_shape_tensor": False,
+        "is_non_linear_format_io": False,
+    }
+
+
+def _config_input(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
+    more = {"format": "FORMAT_NONE", "allow_ragged_batch": False, "optional": spec.optional}
+    return _config_tensor(spec, batched=batched) | more
+
+
+def _config_output(spec: TensorSpec, labels: Sequence[str], *, batched: bool) -> dict[str, Any]:
+    shown = _config_tensor(spec, batched=batched) | {"label_filename": ""}
+    return shown | ({"labels": labels} if labels else {})
+
+
+def _version_policy(config: ModelConfig) -> dict[str, Any]:
+    policy = config.version_policy
+    if policy == "all":
+        return {"all": {}}
+    if isinstance(policy, VersionPolicy) and policy.specific is not None:
+        return {"specific": {"versions": policy.specific}}
+    return {"latest": {"num_versions": policy.latest if isinstance(policy, VersionPolicy) else 1}}
+
+
+def _config_group(name: str, group: InstanceGroup) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": f"KIND_{group.kind.upper()}",
+        "count": group.count,
+        "gpus": group.gpus,
+        "secondary_devices": [],
+        "profile": [],
+        "passive": False,
+        "host_policy": "",
+    }
 
 
 def configuration(target: Target) -> dict[str, Any]:
     """Triton's model configuration, as far as it has words for what we do."""
     route, ready = target.route, target.route.ready
     assert ready is not None
-    signature, batching = ready.signatures[ready.default_signature], ready.batching
+    signature, batching, config = ready.signatures[ready.default_signature], ready.batching, route.config
     batched = batching.max_batch_size > 1
     shown: dict[str, Any] = {
         "name": target.model,
         "platform": ready.platform,
         "backend": route.framework,
+        "runtime": "",
+        "version_policy": _version_policy(config),
         "max_batch_size": batching.max_batch_size if batched else 0,
-        "input": [_config_tensor(spec, batched=batched) for spec in signature.inputs],
-        "output": [_config_tensor(spec, batched=batched) for spec in signature.outputs],
-        "instance_group": [
-            {"name": target.model, "kind": f"KIND_{group.kind.upper()}", "count": group.count, "gpus": group.gpus}
-            for group in route.config.groups
+        "input": [_config_input(spec, batched=batched) for spec in signature.inputs],
+        "output": [
+            _config_output(spec, target.labels.get(spec.name, ()), batched=batched) for spec in signature.outputs
         ],
+        "batch_input": [],
+        "batch_output": [],
+        "instance_group": [
+            _config_group(f"{target.model}_{index}", group) for index, group in enumerate(config.groups)
+        ],
+        "default_model_filename": route.file,
+        "cc_model_filenames": {},
+        "metric_tags": {},
+        "parameters": {},
+        "model_warmup": [],
     }
     if batched:
-        delay = route.config.max_queue_delay_microseconds
         shown["dynamic_batching"] = {
-            "max_queue_delay_microseconds": delay,
-            "default_queue_policy": {"max_queue_size": route.config.max_queue_size},
+            "preferred_batch_size": [],
+            "max_queue_delay_microseconds": config.max_queue_delay_microseconds,
+            "preserve_ordering": False,
+            "priority_levels": LAST_PRIORITY,
+            "default_priority_level": DEFAULT_PRIORITY,
+            "default_queue_policy": {
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": 0,
+                "allow_timeout_override": True,
+                "max_queue_size": config.max_queue_size,
+            },
         }
     return shown
-
-
-def statistics(model: str, versions: Sequence[int], packed: bytes) -> dict[str, Any]:
-    """Triton's statistics of these versions, from the counters of all workers."""
-    counted = {(each.model, each.version): each for each in metrics.unpack(packed)}
-    stats = []
-    for version in versions:
-        each = counted.get((model, str(version))) or metrics.VersionCounters(model, str(version), "")
-        done = sum(each.duration.counts)
-        failed = sum(number for key, number in each.requests.items() if not key.startswith("200"))
-        decode, queue, compute, _, encode = (
-            {"count": done, "ns": round(histogram.total * 1e9)} for histogram in each.stages
-        )
-        stats.append(
-            {
-                "name": model,
-                "version": str(version),
-                "inference_count": each.inferences,
-                "execution_count": each.executions,
-                "inference_stats": {
-                    "success": {"count": done, "ns": round(each.duration.total * 1e9)},
-                    "fail": {"count": failed, "ns": 0},
-                    "queue": queue,
-                    "compute_input": decode,
-                    "compute_infer": compute,
-                    "compute_output": encode,
-                },
-                "batch_stats": [],
-            }
-        )
-    return {"model_stats": stats}
 
 
 def index(table: RoutingTable, *, only_ready: bool) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import msgspec
 
 from gateway.errors import GatewayError
+from gateway.http.large_json import FROM
 from gateway.http.responses import error_body, status_of
 from gateway.http.waiting import Wish
 from gateway.http.wishes import NONE, Wishes
@@ -36,6 +37,8 @@ class InferenceRequest(msgspec.Struct):
     wishes: Wishes = NONE
     content_type: bytes = b"application/json"
     """Of the response, if it has no binary part."""
+    long_from: int = FROM
+    """Of results of more bytes than this it is asked whether encoding them takes long."""
 
 
 class Dialect:
@@ -43,6 +46,8 @@ class Dialect:
 
     protocol: ClassVar[str] = ""
     """Its name in the metrics."""
+    zero_is_latest: ClassVar[bool] = False
+    """Whether version 0, where there is none, stands for the latest, as clients of TensorFlow Serving write it."""
 
     def decode(self, body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
         """Check a request against the model's signature and make it ready to send.
@@ -65,7 +70,7 @@ class Dialect:
     def takes_long(self, request: InferenceRequest, header: ResultHeader) -> bool:  # noqa: ARG002 - as above
         """Whether so much is to be encoded that others must have their turns between; RequestError if it is too much.
 
-        Asked only of results of more than large_json.FROM bytes.
+        Asked only of results of more bytes than the request's `long_from`.
         """
         return False
 

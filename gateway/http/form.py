@@ -59,10 +59,18 @@ def _header(
 
 
 def checked_form(
-    target: Target, signature_name: str | None, inputs: tuple[InputForm, ...], outputs: tuple[str, ...]
+    target: Target,
+    signature_name: str | None,
+    inputs: tuple[InputForm, ...],
+    outputs: tuple[str, ...],
+    *,
+    shapes: bool = True,
 ) -> Form:
-    """The form of a request for this model version; RequestError says what does not fit."""
-    key = (signature_name, inputs, outputs)
+    """The form of a request for this model version; RequestError says what does not fit.
+
+    Without `shapes` any shape does, as TensorFlow Serving has it: the model may take more than its signature says.
+    """
+    key = (signature_name, inputs, outputs, shapes)
     form = target.forms.get(key)
     if isinstance(form, Form):
         return form
@@ -72,7 +80,7 @@ def checked_form(
     checked: list[FormInput] = []
     names: set[str] = set()
     for name, datatype, shape in inputs:
-        _check_input(target, signature, name, datatype, shape)
+        _check_input(target, signature, name, datatype, shape if shapes else None)
         if name in names:
             raise RequestError(f"input '{name[:100]}' is given twice")
         names.add(name)
@@ -96,7 +104,7 @@ def checked_form(
     return form
 
 
-def _check_input(target: Target, signature: Signature, name: str, datatype: str, shape: tuple[int, ...]) -> None:
+def _check_input(target: Target, signature: Signature, name: str, datatype: str, shape: tuple[int, ...] | None) -> None:
     if datatype not in DTYPES:
         raise RequestError(f"input '{name[:100]}' has datatype '{datatype[:40]}'; known are {', '.join(DTYPES)}")
     spec = target.specs[signature.name].get(name)
@@ -108,12 +116,14 @@ def _check_input(target: Target, signature: Signature, name: str, datatype: str,
         _check_against(spec, datatype, shape)
 
 
-def _check_against(spec: TensorSpec, datatype: str, shape: tuple[int, ...]) -> None:
+def _check_against(spec: TensorSpec, datatype: str, shape: tuple[int, ...] | None) -> None:
     if spec.datatype != datatype:
         raise RequestError(f"input '{spec.name}' is {spec.datatype}, the request says {datatype}")
     want = spec.shape
-    if want is not None and (
-        len(shape) != len(want) or any(w not in (-1, h) for h, w in zip(shape, want, strict=True))
+    if (
+        want is not None
+        and shape is not None
+        and (len(shape) != len(want) or any(w not in (-1, h) for h, w in zip(shape, want, strict=True)))
     ):
         raise RequestError(f"input '{spec.name}' has shape {list(shape[:8])}, the model takes {list(want)}")
 

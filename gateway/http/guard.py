@@ -39,7 +39,8 @@ class Guard:
                 edge.record, scope["method"], scope["path"], scope["client"], scope["scheme"], time.perf_counter()
             )
             identity = edge.begin(visit, identity, headers)
-        exchange = _Exchange(scope, receive, send, identity, visit)
+        cors = self._state.cors if self._listener == "http" else None
+        exchange = _Exchange(scope, receive, send, identity, visit, cors.pairs(headers) if cors is not None else [])
         try:
             self._check(edge, scope, headers, visit)
             await self._app(scope, exchange.receive, exchange.send)
@@ -76,12 +77,21 @@ class Guard:
 class _Exchange:
     """One call's messages on their way between server and app."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, identity: bytes, visit: Visit | None) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        identity: bytes,
+        visit: Visit | None,
+        for_pages: list[tuple[bytes, bytes]],
+    ) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
         self._identity = identity
         self._visit = visit
+        self._for_pages = for_pages
         self._status = 0
         self._in = self._out = 0
 
@@ -110,6 +120,7 @@ class _Exchange:
         app: FastAPI = self._scope["app"]
         worded: Callable[..., Awaitable[Any]] = app.exception_handlers[GatewayError]  # type: ignore[assignment]
         response = await worded(Request(self._scope), error)
+        response.raw_headers.extend(self._for_pages)  # a web page, too, is to hear why
         await response(self._scope, self.receive, self.send)
 
     def end(self) -> None:

@@ -5,7 +5,7 @@ import logging
 import time
 
 from gateway.errors import GatewayError, QueueFull
-from gateway.http import compression, large_json
+from gateway.http import compression
 from gateway.http.body import LARGE
 from gateway.http.dialect import InferenceRequest
 from gateway.http.dispatch import Dispatch
@@ -191,7 +191,7 @@ class Inference(Dispatch):
             return
         dialect, header = self._call.dialect, reply.header
         try:
-            if header.size > large_json.FROM and dialect.takes_long(request, header):
+            if header.size > request.long_from and dialect.takes_long(request, header):
                 self._encode_in_turns(reply, header, request, target)
                 return
             text, binary = dialect.encode(request, target, header, reply.tensors)
@@ -258,9 +258,12 @@ class Inference(Dispatch):
         self._write(200, [head, self._end_of_head(), text, *binary])
 
     def _end_of_head(self) -> bytes:
-        dates = self._connection.state.default_headers(self._connection.server_state.default_headers)
+        state = self._connection.state
+        dates = state.default_headers(self._connection.server_state.default_headers)
         if self.body.request_id:
             dates += b"x-request-id: %b\r\n" % self.body.request_id
+        if state.cors is not None:
+            dates += state.cors.headers(self.body.headers)
         return dates + (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
 
     def _answer_packed(self, body: bytes, json_size: int | None) -> None:
@@ -289,7 +292,7 @@ class Inference(Dispatch):
         if self.visit is not None:
             self.visit.error = error.code
         if (counters := self._target.counters if self._target else self._counters) is not None:
-            counters.drop_for(error)
+            counters.failed(error, time.perf_counter() - self.started)
         self._write(status, [head, self._end_of_head(), body])
 
     def _write(self, status: int, parts: list[Buffer]) -> None:

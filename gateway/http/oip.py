@@ -11,10 +11,11 @@ import msgspec
 import orjson
 
 from gateway.errors import RequestError
-from gateway.http import large_json
+from gateway.http import classification, large_json
+from gateway.http.classification import Classes, wanted_classes
 from gateway.http.dialect import Body, Dialect, InferenceRequest
 from gateway.http.form import FormInput, checked_form
-from gateway.http.oip_json import Input, Request, parse
+from gateway.http.oip_json import Input, Output, parse
 from gateway.http.tensor_json import Data, json_from_raw, raw_from_json
 from gateway.http.wishes import NONE, OtherVersion, Wishes, wishes_of
 from gateway.ipc.channel import Channel
@@ -31,6 +32,8 @@ class OipRequest(InferenceRequest):
     binary_default: bool = False
     binary: dict[str, bool] = msgspec.field(default_factory=dict)
     """What single outputs ask for, over the default."""
+    classes: dict[str, Classes] = msgspec.field(default_factory=dict)
+    """The outputs that are to be classified."""
 
 
 class Infer(Dialect):
@@ -51,22 +54,28 @@ class Infer(Dialect):
     ) -> tuple[bytes, list[Buffer]]:
         """See Dialect."""
         assert isinstance(request, OipRequest)
+        if request.classes:
+            header, tensors = classification.classify(header, tensors, request.classes, target.labels)
         return encode_response(request, target.response_start, header, tensors)
 
     def takes_long(self, request: InferenceRequest, header: ResultHeader) -> bool:
         """See Dialect."""
         assert isinstance(request, OipRequest)
-        wanted = [tensor for tensor in header.outputs if as_json(request, tensor.name)]
+        classes = request.classes
+        wanted = [each for each in header.outputs if each.name not in classes and as_json(request, each.name)]
         large_json.check_sizes(wanted)
-        return bool(wanted)
+        return classification.takes_long(header, classes) if classes else bool(wanted)
 
     async def encode_in_turns(
         self, request: InferenceRequest, target: Target, header: ResultHeader, tensors: Sequence[bytes]
     ) -> tuple[bytes, list[Buffer]]:
         """See Dialect."""
         assert isinstance(request, OipRequest)
+        plain: Sequence[Buffer] = tensors
+        if request.classes:
+            header, plain = await classification.classify_in_turns(header, tensors, request.classes, target.labels)
         wanted = [as_json(request, tensor.name) for tensor in header.outputs]
-        encoded = await large_json.encode_in_turns(header, tensors, wanted)
+        encoded = await large_json.encode_in_turns(header, plain, wanted)
         return encode_response(request, target.response_start, header, encoded, encoded=True)
 
 
@@ -84,9 +93,7 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
         return _decode_raw(body, target)
     request, data = parse(body.data if size is None else _json_of(body))
     parameters = request.parameters
-    wishes = wishes_of(parameters) if parameters else NONE
-    if wishes.label is not None and wishes.label not in target.route.labels:
-        raise OtherVersion(wishes.label)
+    wishes = _wishes(parameters, target) if parameters else NONE
     outputs = tuple([output.name for output in request.outputs]) if request.outputs else ()
     form = checked_form(
         target,
@@ -101,7 +108,7 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
         binary_size = item.parameters.get("binary_data_size") if item.parameters else None
         if binary_size is None:
             if values is None:
-                raise RequestError(f"input '{item.name}' has neither data nor binary_data_size")
+                raise _no_data(item)
             raw = raw_from_json(expected.name, expected.datatype, expected.shape, expected.count, values)
             placed = channel.place(raw, regions)
         else:
@@ -114,8 +121,21 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
         raise RequestError(f"the body has {len(body.data) - at} bytes that belong to no input")
     decoded = OipRequest(form.header_for(tensors), payload, request.id, form.rows, wishes)
     if parameters or outputs:
-        decoded.binary_default, decoded.binary = _binary_outputs(request)
+        decoded.binary_default = _flag("binary_data_output", (parameters or {}).get("binary_data_output", False))
+        for output in request.outputs or ():
+            if output.parameters:
+                _read_wishes(decoded, output, target, form.signature)
     return decoded
+
+
+def _wishes(parameters: dict[str, Any], target: Target) -> Wishes:
+    """What the parameters wish for; OtherVersion if that is another version, RequestError if nobody can do it."""
+    found = wishes_of(parameters)
+    if found.label is not None and found.label not in target.route.labels:
+        raise OtherVersion(found.label)
+    if target.route.config.stateful and parameters.get("sequence_id"):
+        raise RequestError(f"model '{target.model}' has one state for everybody; it keeps no sequences apart")
+    return found
 
 
 def _json_of(body: Body) -> Buffer:
@@ -136,14 +156,25 @@ def wishes(body: Body) -> Wishes:
     return wishes_of(request.parameters or {})
 
 
-def _binary_outputs(request: Request) -> tuple[bool, dict[str, bool]]:
-    """Whether outputs are wanted as binary data: by default, and those that say so themselves."""
-    binary = {
-        output.name: _flag("binary_data", wanted)
-        for output in request.outputs or ()
-        if (wanted := (output.parameters or {}).get("binary_data")) is not None
-    }
-    return _flag("binary_data_output", (request.parameters or {}).get("binary_data_output", False)), binary
+def _read_wishes(decoded: OipRequest, output: Output, target: Target, signature: str) -> None:
+    """How one output is wanted: as binary data or not, as its values or as classes."""
+    parameters = output.parameters or {}
+    if (binary := parameters.get("binary_data")) is not None:
+        decoded.binary[output.name] = _flag("binary_data", binary)
+    if "shared_memory_region" in parameters:
+        raise RequestError(f"output '{output.name}' is wanted in shared memory, which this server does not use")
+    if (classes := parameters.get("classification")) is not None:
+        spec = next((spec for spec in target.signature(signature).outputs if spec.name == output.name), None)
+        wanted = wanted_classes(output.name, classes, spec, batched=target.max_rows > 1)
+        if wanted is not None:
+            decoded.classes[output.name] = wanted
+            decoded.long_from = 0
+
+
+def _no_data(item: Input) -> RequestError:
+    if "shared_memory_region" in (item.parameters or {}):
+        return RequestError(f"input '{item.name}' lies in shared memory, which this server does not use")
+    return RequestError(f"input '{item.name}' has neither data nor binary_data_size")
 
 
 def _text(parameters: dict[str, Any], key: str) -> str | None:
@@ -226,15 +257,19 @@ def _heads(header: ResultHeader) -> list[bytes]:
     """For each output the JSON before its data; kept, for responses repeat themselves."""
     heads = _fragments.get(header)
     if heads is None:
-        heads = [
-            orjson.dumps({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape})[:-1]
-            for tensor in header.outputs
-        ]
+        heads = _new_heads(header)
         if sum(map(len, heads)) <= _FRAGMENT_BYTES:
             if len(_fragments) >= 1024:
                 _fragments.clear()
             _fragments[header] = heads
     return heads
+
+
+def _new_heads(header: ResultHeader) -> list[bytes]:
+    return [
+        orjson.dumps({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape})[:-1]
+        for tensor in header.outputs
+    ]
 
 
 def as_json(request: OipRequest, name: str) -> bool:
@@ -260,7 +295,8 @@ def encode_response(
     if request.id:
         parts.append(b',"id":' + orjson.dumps(request.id))
     separator = b',"outputs":['
-    for tensor, head, raw in zip(header.outputs, _heads(header), tensors, strict=True):
+    heads = _new_heads(header) if request.classes else _heads(header)  # a header of classes never comes again
+    for tensor, head, raw in zip(header.outputs, heads, tensors, strict=True):
         if request.binary.get(tensor.name, request.binary_default):
             parts += (separator, head, b',"parameters":{"binary_data_size":%d}}' % tensor.size)
             binary.append(raw)

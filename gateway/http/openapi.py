@@ -100,10 +100,16 @@ MODEL_CONFIG = _object(
         "input": _DIMS,
         "output": _DIMS,
         "instance_group": _array({"type": "object"}),
-    }
+        "version_policy": {"type": "object"},
+        "default_model_filename": _STRING,
+    },
+    {"dynamic_batching": {"type": "object"}},
 )
 _DURATION = _object({"count": _NATURAL, "ns": _NATURAL})
-_DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+_DURATIONS = (
+    "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
+)  # fmt: skip
+_OF_BATCH = ("compute_input", "compute_infer", "compute_output")
 MODEL_STATS = _object(
     {
         "model_stats": _array(
@@ -111,13 +117,19 @@ MODEL_STATS = _object(
                 {
                     "name": _STRING,
                     "version": _STRING,
+                    "last_inference": {**_NATURAL, "description": "in milliseconds since the epoch"},
                     "inference_count": _NATURAL,
                     "execution_count": _NATURAL,
                     "inference_stats": _object(dict.fromkeys(_DURATIONS, _DURATION)),
+                    "response_stats": {"type": "object"},
+                    "batch_stats": _array(_object({"batch_size": _NATURAL, **dict.fromkeys(_OF_BATCH, _DURATION)})),
                 }
             )
         )
     }
+)
+TFS_STATUS = _object(
+    {"model_version_status": _array(_object({"version": _STRING, "state": _STRING, "status": {"type": "object"}}))}
 )
 INDEX = _array(_object({"name": _STRING, "version": _STRING, "state": _STRING, "reason": _STRING}))
 NOTHING = {"type": "object"}
@@ -151,6 +163,11 @@ def responses(schema: dict[str, Any], *errors: int, description: str = "done") -
 def _error(code: int) -> dict[str, Any]:
     shown: dict[str, Any] = {"description": _ERRORS[code], "content": {"application/json": {"schema": _ERROR}}}
     return shown | ({"headers": _RETRY_AFTER} if code == 429 else {})
+
+
+def inference_errors() -> dict[str, dict[str, Any]]:
+    """The errors that an inference call may be answered with."""
+    return {str(code): _error(code) for code in _INFER_ERRORS}
 
 
 def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
@@ -190,7 +207,37 @@ INFER_OPERATION: dict[str, Any] = {
             "description": "the outputs",
             "content": {"application/json": {"schema": _RESPONSE}, "application/octet-stream": _BINARY},
         },
-        **{str(code): _error(code) for code in _INFER_ERRORS},
+        **inference_errors(),
+    },
+}
+
+
+GENERATE_OPERATION: dict[str, Any] = {
+    "parameters": INFER_OPERATION["parameters"][1:],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "description": "inputs by their names, as scalars, flat or nested lists; all else is a parameter",
+                    "properties": {"id": _STRING, "parameters": _PARAMETERS},
+                    "additionalProperties": True,
+                },
+                "example": {"n": 27},
+            }
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "the outputs by their names; one of one element is that element",
+            "content": {
+                "application/json": {
+                    "schema": _object({"model_name": _STRING, "model_version": _STRING}, {"id": _STRING})
+                }
+            },
+        },
+        **inference_errors(),
     },
 }
 

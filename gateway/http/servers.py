@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gateway import tls
+from gateway.http import cors
 from gateway.http.app import create_app, create_metrics_app
 from gateway.http.guard import Guard
 from gateway.http.protocol import InferenceProtocol
@@ -76,6 +77,8 @@ class Servers:
     def _app(self, name: str, state: WorkerState) -> FastAPI:
         app = create_metrics_app() if name == "metrics" else create_app()
         app.state.worker = state
+        if name == "http" and self._start.cors_origins:
+            cors.allow(app, self._start.cors_origins)
         app.add_middleware(Guard, state=state, listener=name, loopback=name in self._start.loopback)
         return app
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from gateway.http.calls import Calls
 from gateway.http.condemned import Condemned
+from gateway.http.cors import Cors
 from gateway.http.edge import Edge
 from gateway.http.waiting import WaitingRoom, Wish
 from gateway.metrics import Counters
@@ -33,6 +34,9 @@ class WorkerState:
         self.supervisor = supervisor
         self.max_body_bytes = max_body_bytes
         self.request_timeout = request_timeout
+        self.server_name = "gateway"
+        self.cors: Cors | None = None
+        """None: nobody asked for it."""
         self.arriving = 0
         """Bytes of large bodies on their way in: no model's queue has them yet."""
         self.max_arriving = max(ARRIVING_BYTES, ARRIVING_BODIES * max_body_bytes)

@@ -32,7 +32,7 @@ _FORMATS = {
 }
 ELEMENT_WISE = frozenset({"BOOL", "BYTES"})
 """Datatypes whose JSON is looked at element by element, however large it is."""
-_FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _decode_floats = msgspec.json.Decoder(list[float]).decode
 _decode_ints = msgspec.json.Decoder(list[int]).decode
 _decode_any = msgspec.json.Decoder(list[Any]).decode
@@ -57,7 +57,7 @@ def _raw_from_text(name: str, datatype: str, shape: Sequence[int], data: msgspec
     try:
         if datatype in ("FP32", "FP64"):
             values: Sequence[Any] = _decode_floats(data)
-        elif datatype in ELEMENT_WISE or datatype in _FLOATS:
+        elif datatype in ELEMENT_WISE or datatype in FLOATS:
             return _raw_from_list(name, datatype, shape, _decode_any(data), count)
         else:
             values = _decode_ints(data)
@@ -86,7 +86,7 @@ def _raw_from_list(name: str, datatype: str, shape: Sequence[int], values: list[
             raise RequestError(f"input '{name}' is BYTES: its JSON data must be strings")
         _check_count(name, shape, len(values), count)
         return pack_bytes(value.encode("utf-8", "surrogatepass") for value in values)
-    allowed: tuple[type, ...] = (int, float) if datatype in _FLOATS else (int,)
+    allowed: tuple[type, ...] = (int, float) if datatype in FLOATS else (int,)
     for value in values:
         right = isinstance(value, allowed) and not isinstance(value, bool)
         if datatype == "BOOL":
@@ -126,7 +126,8 @@ def _check_count(name: str, shape: Sequence[int], have: int, want: int) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _packer(datatype: str, count: int) -> struct.Struct:
+def packer(datatype: str, count: int) -> struct.Struct:
+    """What packs so many numbers into raw bytes; struct.error or OverflowError for one out of range."""
     return struct.Struct(f"<{count}{_FORMATS[datatype]}")
 
 
@@ -135,14 +136,14 @@ def _pack(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any],
     try:
         if datatype == "BF16":
             return _narrowed(name, datatype, np.array(values, np.float64))
-        return _packer(datatype, count).pack(*values)
+        return packer(datatype, count).pack(*values)
     except (struct.error, OverflowError):
         raise RequestError(f"input '{name}' has a value out of the range of {datatype}") from None
 
 
 def _raw_from_large(name: str, datatype: str, shape: Sequence[int], data: simdjson.Array, count: int) -> Buffer:
     try:
-        if datatype in _FLOATS:
+        if datatype in FLOATS:
             wide: Array = np.frombuffer(data.as_buffer(of_type="d"), np.float64)
         elif datatype == "UINT64":
             wide = np.frombuffer(data.as_buffer(of_type="u"), np.uint64)
@@ -168,7 +169,7 @@ def _narrowed(name: str, datatype: str, wide: Array) -> Buffer:
     with np.errstate(over="ignore"):
         narrow = wide.astype(dtype)
     # JSON has no infinities: one that is there now comes from a number too large. An integer that wrapped differs.
-    fits = np.isfinite(narrow) if datatype in _FLOATS else narrow == wide
+    fits = np.isfinite(narrow) if datatype in FLOATS else narrow == wide
     if not fits.all():
         raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
     return narrow.view(np.uint8).data

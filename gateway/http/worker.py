@@ -13,6 +13,7 @@ import uvloop
 from setproctitle import setproctitle
 
 from gateway.errors import DeadlineExceeded, ModelNotReady, from_code
+from gateway.http.cors import Cors
 from gateway.http.edge import open_edge
 from gateway.http.lines import Lines
 from gateway.http.servers import Servers
@@ -52,6 +53,8 @@ class Worker:
     def __init__(self, stream: MessageStream[ToWorker], start: Start) -> None:
         self.state = WorkerState(self, start.max_body_bytes, start.request_timeout)
         self.state.edge = open_edge(start)
+        self.state.server_name = start.server_name
+        self.state.cors = Cors(start.cors_origins) if start.cors_origins else None
         self._stream = stream
         self._lines = Lines(
             start.request_timeout,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from gateway.errors import LoadFailed
 from gateway.store.manifest import ModelConfig, TensorConfig
 from gateway.tensors import Signature, TensorSpec
@@ -75,7 +77,8 @@ def _read(name: str, definition: Any, describe: Describe, notes: list[str]) -> E
     if not ends["outputs"]:
         return None  # an operation such as __saved_model_init_op, which returns nothing
     (inputs, outputs) = ends["inputs"], ends["outputs"]
-    signature = Signature(name, tuple(spec for spec, _ in inputs), tuple(spec for spec, _ in outputs))
+    specs = tuple(spec for spec, _ in inputs), tuple(spec for spec, _ in outputs)
+    signature = Signature(name, *specs, method=definition.method_name)
     return Entry(signature, tuple(tensor for _, tensor in inputs), tuple(tensor for _, tensor in outputs))
 
 
@@ -104,7 +107,7 @@ def with_declared(entry: Entry, config: ModelConfig) -> Entry:
     signature = entry.signature
     inputs = _declared("input", signature.inputs, config.inputs)
     outputs = _declared("output", signature.outputs, config.outputs)
-    return Entry(Signature(signature.name, inputs, outputs), entry.feeds, entry.fetches)
+    return Entry(msgspec.structs.replace(signature, inputs=inputs, outputs=outputs), entry.feeds, entry.fetches)
 
 
 def _declared(side: str, specs: tuple[TensorSpec, ...], declared: Sequence[TensorConfig]) -> tuple[TensorSpec, ...]:

@@ -12,6 +12,8 @@ from gateway.store.manifest import ModelConfig
 from gateway.tensors import Signature
 
 MAX_MESSAGE = 64 << 20
+EXAMPLE_BYTES = 2048
+"""Raw bytes of the values of an example, which is part of every routing table."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -85,6 +87,15 @@ class Batching(msgspec.Struct, frozen=True):
     """Signature → input → datatype and rank of the requests it was proved for; None: the user vouches for all."""
 
 
+class ExampleInput(msgspec.Struct, frozen=True):
+    """One input of a request that the model has answered; `data` are its raw bytes, none if they are too many."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes = b""
+
+
 class Ready(Message):
     """The model is loaded, verified and warm, and its socket listens."""
 
@@ -99,6 +110,8 @@ class Ready(Message):
     """Bytes that the framework has taken on the instance's GPU; None on the CPU or where it does not tell."""
     sandbox: str = ""
     """What protects the rest from the model, and what the kernel lacks for it: one sentence."""
+    example: list[ExampleInput] = []
+    """A request of one row to the default signature; empty if none is known."""
 
 
 class Failed(Message):
@@ -165,6 +178,8 @@ class VersionRoute(msgspec.Struct, frozen=True):
     labels: list[str] = []
     refusal: str = ""
     """Code of the error (gateway.errors) that a request for it gets while it is FAILED; empty: not_ready."""
+    file: str = ""
+    """Name of the artifact in the version's directory; empty if it is the directory itself."""
 
 
 class Routes(Message):

@@ -22,14 +22,14 @@ from gateway.store.source import Artifact, Inventory, Key
 log = logging.getLogger("gateway.manager")
 
 CONTROL_FIELDS = ("version_policy", "version_labels", "pinned", "idle_ttl")
-"""Of model.yaml: what changes nothing in a running instance."""
+"""Of model.yaml: what changes nothing in a running instance, as labels do not either."""
 
 
 def same_instance(one: Artifact, other: Artifact) -> bool:
     """Whether instances of both would be the same: the same files, and model.yaml but for what only steers us."""
     default = ModelConfig()
     plain = {name: getattr(default, name) for name in CONTROL_FIELDS}
-    configs = [msgspec.structs.replace(each.config, **plain) for each in (one, other)]
+    configs = [msgspec.structs.replace(each.config.of_instance, **plain) for each in (one, other)]
     return configs[0] == configs[1] and (one.contents.stamp, one.problem) == (other.contents.stamp, other.problem)
 
 
@@ -165,7 +165,8 @@ class Manager:
         ModelNotFound, or LoadFailed with the reason; a version that serves is not lost by that.
         """
         if not artifacts:
-            raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
+            # Triton's clients look for both halves of it.
+            raise ModelNotFound(f"Request for unknown model: '{model}' is not found and failed to load")
         async with self.registry.lock(model):
             serves = any(version.serves() for version in self.registry.of(model))
             if serves and all(artifact.problem for artifact in artifacts):

@@ -75,4 +75,5 @@ class Version:
             instances=[instance.address for instance in self.instances] if self.is_ready() else [],
             labels=labels,
             refusal=self.refusal,
+            file=artifact.path.name if artifact.path != artifact.directory else "",
         )

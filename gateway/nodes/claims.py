@@ -3,7 +3,7 @@
 import math
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
-from gateway.ipc.messages import Batching, Failed, Ready
+from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready
 from gateway.tensors import DTYPES, Signature, TensorSpec
 
 SIGNATURES = 1000
@@ -29,6 +29,7 @@ def objection(ready: Ready, platform: str) -> str | None:
         (not 0 <= (ready.device_memory or 0) < MEMORY, "an absurd amount of memory"),
         (not _may_batch(ready.batching), "an absurd batch size"),
         (not all(map(_possible, ready.signatures.items())), "an absurd signature"),
+        (not _may_be_shown(ready.example), "an absurd example"),
     )
     return next((words for wrong, words in found if wrong), None)
 
@@ -37,6 +38,15 @@ def _may_batch(batching: Batching) -> bool:
     proved = batching.proved or {}
     return (
         1 <= batching.max_batch_size <= ROWS and len(proved) <= SIGNATURES and sum(map(len, proved.values())) <= TENSORS
+    )
+
+
+def _may_be_shown(example: list[ExampleInput]) -> bool:
+    return (
+        len(example) <= TENSORS
+        and sum(len(each.data) for each in example) <= EXAMPLE_BYTES
+        and all(_plausible(TensorSpec(each.name, each.datatype, each.shape)) for each in example)
+        and all(size >= 0 for each in example for size in each.shape)
     )
 
 

@@ -151,7 +151,7 @@ class LocalNode:
             index=instance.index,
             platform=artifact.platform,
             artifact=str(path),
-            config=artifact.config,
+            config=artifact.config.of_instance,
             device=instance.device.name,
             visible_gpu=instance.device.visible,
             socket_path=instance.socket_path,

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.errors import ConfigError
 from gateway.sizes import parse_size
-from gateway.store.contents import LEADS_OUT, inside, resolved
+from gateway.store.contents import LEADS_OUT, inside, resolved, shown
 from gateway.store.regular import open_regular
 from gateway.tensors import DTYPES, TensorSpec
 
@@ -23,6 +23,8 @@ MAX_BYTES = 1 << 20
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+LABEL_FILE = re.compile(r"[^/\0]{1,255}")
+MAX_LABELS = 1 << 16
 LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,62}")
 
 
@@ -32,6 +34,8 @@ class TensorConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: Annotated[str, msgspec.Meta(min_length=1)]
     datatype: str
     shape: list[Annotated[int, msgspec.Meta(ge=-1)]]
+    labels: str | list[str] = []
+    """Of an output: the names of its classes; as it is written, also the name of a file with one a line."""
 
     def spec(self) -> TensorSpec:
         """The declaration as the rest of the gateway reads it."""
@@ -83,6 +87,14 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     memory_limit: int | str | None = None
 
     @property
+    def of_instance(self) -> "ModelConfig":
+        """The same without labels, which are long and nothing to an instance."""
+        if not any(tensor.labels for tensor in self.outputs):
+            return self
+        outputs = [msgspec.structs.replace(tensor, labels=[]) for tensor in self.outputs]
+        return msgspec.structs.replace(self, outputs=outputs)
+
+    @property
     def queue_bytes(self) -> int:
         """max_queue_bytes as a number."""
         return parse_size(self.max_queue_bytes)
@@ -115,6 +127,7 @@ def parse(text: str | bytes) -> ModelConfig:
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise ConfigError(f"model.yaml: a name stands twice in {key}")
     _check_versions(config)
+    _check_labels(config)
     for size in (config.max_queue_bytes, config.memory_limit):
         try:
             parse_size(size or 0)
@@ -138,21 +151,86 @@ def _check_versions(config: ModelConfig) -> None:
             raise ConfigError(f"model.yaml: {label!r} is no version label: a letter, then letters, digits, '_' and '-'")
 
 
+def _check_labels(config: ModelConfig) -> None:
+    for tensor in config.inputs:
+        if tensor.labels:
+            raise ConfigError(f"model.yaml: input '{tensor.name}' has labels, which only outputs have")
+    for tensor in config.outputs:
+        name = tensor.labels
+        if isinstance(name, list):
+            _check_label_count(tensor.name, name)
+        elif not LABEL_FILE.fullmatch(name) or name in (".", "..") or name == FILE:
+            raise ConfigError(
+                f"model.yaml: labels of '{tensor.name}' must be a list, or the name of a file beside model.yaml"
+            )
+
+
+def _check_label_count(output: str, labels: list[str]) -> None:
+    if len(labels) > MAX_LABELS:
+        raise ConfigError(f"model.yaml: '{output}' has {len(labels)} labels, {MAX_LABELS} are the most")
+
+
 def read(directory: Path, root: str = "/") -> ModelConfig:
     """The configuration of the model in `directory`; all defaults where it has no model.yaml.
 
-    `root` is the store, which links must not lead out of; both paths are resolved.
+    The names of label files are replaced by what they hold. `root` is the store, which links must not lead out of; both
+    paths are resolved.
     """
-    path = resolved(str(directory), FILE)
-    if not inside(path, root):
-        raise ConfigError(f"{FILE} {LEADS_OUT}")
+    if not os.path.lexists(directory / FILE):
+        return ModelConfig()
+    return resolve(_parsed(read_file(directory, FILE, root)), directory, root)
+
+
+def resolve(config: ModelConfig, directory: Path, root: str = "/") -> ModelConfig:
+    """The configuration with what the files that it names hold in place of their names; ConfigError."""
+    texts = {name: read_file(directory, name, root) for name in named_files(config)}
+    return _with_labels(config, texts) if texts else config
+
+
+def named_files(config: ModelConfig) -> tuple[str, ...]:
+    """The files in a model's directory that its configuration names."""
+    return tuple([tensor.labels for tensor in config.outputs if isinstance(tensor.labels, str)])
+
+
+def files(directory: Path, root: str = "/") -> tuple[str, ...]:
+    """The names of the files, beside versions, that `read` reads; what cannot be read has no further names."""
     try:
-        if not os.path.lexists(directory / FILE):
-            return ModelConfig()
+        return FILE, *named_files(_parsed(read_file(directory, FILE, root)))
+    except ConfigError:
+        return (FILE,)
+
+
+def _with_labels(config: ModelConfig, texts: dict[str, bytes]) -> ModelConfig:
+    """The configuration with what label files hold in place of their names; ConfigError if that is no text, or much."""
+    outputs, total = [], 0
+    for tensor in config.outputs:
+        if not isinstance(name := tensor.labels, str):
+            outputs.append(tensor)
+            continue
+        total += len(texts[name])
+        if total > MAX_BYTES:
+            raise ConfigError(f"model.yaml: the labels of all outputs are more than {MAX_BYTES} bytes")
+        try:
+            lines = texts[name].decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{shown(name)} is not UTF-8 text") from None
+        labels = [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+        _check_label_count(tensor.name, labels)
+        outputs.append(msgspec.structs.replace(tensor, labels=labels))
+    return msgspec.structs.replace(config, outputs=outputs)
+
+
+def read_file(directory: Path, name: str, root: str) -> bytes:
+    """A file of a model; ConfigError if it leads out of the store, is too large or cannot be read."""
+    path = resolved(str(directory), name)
+    title = name if name == FILE else shown(name)
+    if not inside(path, root):
+        raise ConfigError(f"{title} {LEADS_OUT}")
+    try:
         with open_regular(path, os.O_NOFOLLOW) as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{FILE} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{title} cannot be read: {error.strerror}") from None
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"{FILE} is larger than {MAX_BYTES} bytes")
-    return _parsed(text)
+        raise ConfigError(f"{title} is larger than {MAX_BYTES} bytes")
+    return text

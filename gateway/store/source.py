@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.errors import ConfigError
-from gateway.store import contents, manifest
+from gateway.store import contents, foreign
 from gateway.store.contents import LEADS_OUT, Contents, Directory, fingerprint, identity, inside, resolved, shown
 from gateway.store.manifest import FRAMEWORKS, ModelConfig
 
@@ -34,7 +34,7 @@ class Artifact:
     directory: Path = Path()
     """The version's directory."""
     stamp: int = 0
-    """A fingerprint of names, sizes and times of everything in the directory and of model.yaml."""
+    """A fingerprint of names, sizes and times of everything in the directory, and of what configures the model."""
     changed: float = 0.0
     """The newest change time of these, by the clock of the file system."""
     contents: Contents = field(default=Contents(), compare=False, repr=False)
@@ -55,6 +55,8 @@ class Inventory:
     artifacts: list[Artifact] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     """Entries that look like models or versions and are not, one sentence each, the same at every look."""
+    notes: list[str] = field(default_factory=list)
+    """What another server's configuration says and means something else here, or nothing; one sentence each."""
     misconfigured: set[str] = field(default_factory=set)
     """Models whose model.yaml cannot be used; their versions say why."""
     unreadable: set[str] = field(default_factory=set)
@@ -80,12 +82,13 @@ def scan(store: Path) -> Inventory:
         root = os.path.realpath(store)
         before = identity(root)
         names = sorted(entry.name for entry in _directories(root))
+        alone = _is_base_path(root, names)
     except OSError as error:
         raise ConfigError(f"model store {store} cannot be read: {error.strerror}") from None
     inventory = Inventory(device=before[1], directories={before})
-    for name in names:
+    for name in [Path(root).name] if alone else names:
         try:
-            _scan_model(store / name, root, inventory)
+            _scan_model(name, Path(root) if alone else store / name, root, inventory)
         except (FileNotFoundError, NotADirectoryError):
             continue  # deleted since
         except OSError as error:
@@ -115,12 +118,40 @@ def _directories(path: str | Path) -> Iterator[os.DirEntry[str]]:
                     raise
 
 
-def _scan_model(directory: Path, root: str, inventory: Inventory) -> None:
-    name = directory.name
+def _is_base_path(root: str, names: list[str]) -> bool:
+    """Whether versions of one SavedModel lie in the store itself, as in a base path of TensorFlow Serving.
+
+    Not if a model lies there too: a SavedModel in the wrong place must not hide the others.
+    """
+    versions = [name for name in names if _is_version(name)]
+    if not any(_holds(Path(root, name), "saved_model.pb") for name in versions):
+        return False
+    return not any(_has_versions(Path(root, name)) for name in names)
+
+
+def _holds(directory: Path, name: str) -> bool:
+    try:
+        return (directory / name).is_file()
+    except OSError:
+        return False  # what cannot be read is told of where it is looked at
+
+
+def _has_versions(directory: Path) -> bool:
+    try:
+        return any(_is_version(entry.name) for entry in _directories(directory))
+    except OSError:
+        return False
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= 18
+
+
+def _scan_model(name: str, directory: Path, root: str, inventory: Inventory) -> None:
     if not NAME.fullmatch(name):
         inventory.ignore(f"{shown(name)} is no model name: letters, digits, '_', '-' and '.' make one")
         return
-    real = Path(resolved(root, name))
+    real = directory if str(directory) == root else Path(resolved(root, name))
     problem = "" if inside(str(real), root) else f"its model's directory {LEADS_OUT}"
     if not problem:
         inventory.directories.add(identity(str(real)))
@@ -130,12 +161,13 @@ def _scan_model(directory: Path, root: str, inventory: Inventory) -> None:
         return
     config, configured, changed = ModelConfig(), 0, 0.0
     if not problem:
-        configured, changed = _configured(real)
-        try:
-            config = manifest.read(real, root)
-        except ConfigError as error:
+        found_config = foreign.read(real, root)
+        facts, changed = foreign.facts(real, found_config.files)
+        config, configured, problem = found_config.config, fingerprint(facts), found_config.problem
+        if problem:
             inventory.misconfigured.add(name)
-            problem = error.message
+        room = MAX_SENTENCES - len(inventory.notes)
+        inventory.notes.extend(f"{name}: {sentence}" for sentence in found_config.sentences[:room])
     for version, path in versions.items():
         try:
             found = contents.look(real / path.name, root)
@@ -175,27 +207,11 @@ def _versions(directory: Path, inventory: Inventory) -> dict[int, Path]:
     for entry in sorted(_directories(directory), key=lambda each: (len(each.name), each.name)):
         name = entry.name
         title = f"'{directory.name}/{shown(name)[1:-1]}'"
-        if not (name.isascii() and name.isdigit() and len(name) <= 18):
+        if not _is_version(name):
             inventory.ignore(f"{title} is no version: the name of a version's directory is an integer")
         elif (first := versions.setdefault(int(name), directory / name)).name != name:
             inventory.ignore(f"{title} is the same version as '{directory.name}/{first.name}'")
     return dict(sorted(versions.items()))
-
-
-def _configured(directory: Path) -> tuple[int, float]:
-    """A fingerprint of model.yaml, by its times and size, and its change time."""
-    path = directory / manifest.FILE
-    facts: list[object] = []
-    changed = 0.0
-    for follow in (False, True):
-        try:
-            info = path.stat(follow_symlinks=follow)
-        except OSError as error:
-            facts.append(error.errno)
-        else:
-            facts.append((info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
-            changed = max(changed, info.st_ctime)
-    return fingerprint(facts), changed
 
 
 def find_artifact(version: Path, config: ModelConfig) -> tuple[str, Path, str]:

@@ -1,0 +1,268 @@
+"""Triton's generate extension: plain JSON in, plain JSON out, for models that are asked about one thing at a time.
+
+Source: Triton's extension_generate.md, and for what it leaves open the way in which Triton maps keys to tensors.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import orjson
+import simdjson
+
+from gateway.errors import RequestError
+from gateway.http import large_json
+from gateway.http.dialect import Body, Dialect, InferenceRequest
+from gateway.http.form import checked_form
+from gateway.http.json_depth import MAX_DEPTH, count_up_to, too_deep
+from gateway.http.oip_json import LARGE_JSON
+from gateway.http.tensor_json import ELEMENT_WISE, Data, has_list_element, json_from_raw, lists_of, raw_from_json
+from gateway.http.wishes import KEYS, OtherVersion, Wishes, wishes_of
+from gateway.ipc.channel import Channel
+from gateway.ipc.framing import ResultHeader
+from gateway.routing import Target
+from gateway.tensors import MAX_RANK, Buffer, TensorSpec
+
+PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/generate")
+STREAM_PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/generate_stream")
+MAX_MEMBERS = 1024
+"""Of the body, and of its parameters."""
+_NESTED = "parameters"
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+Members = dict[str, Any]
+"""Name → value: a simdjson.Array, or a msgspec.Raw of anything; of a large body's parameters again such members."""
+
+
+class Generate(Dialect):
+    """POST /v2/models/{model}[/versions/{version or label}]/generate, and generate_stream with its one event."""
+
+    protocol = "generate"
+
+    def __init__(self, *, stream: bool) -> None:
+        self._stream = stream
+
+    def decode(self, body: Body, target: Target, channel: Channel, regions: list[int]) -> InferenceRequest:
+        """See Dialect."""
+        members = flattened(_parsed(body.data), target)
+        wishes = wishes_of(_plain(members, KEYS))
+        if wishes.label is not None and wishes.label not in target.route.labels:
+            raise OtherVersion(wishes.label)
+        signature_name = _plain(members, {"signature_name"}).get("signature_name")
+        if not isinstance(signature_name, str | None):
+            raise RequestError("parameter signature_name must be a string")
+        specs = target.specs[target.signature(signature_name).name]
+        request_id = "" if "id" in specs else _plain(members, {"id"}).get("id", "")
+        if not isinstance(request_id, str):
+            raise RequestError("id must be a string")
+        given = {name: tensor_of(specs[name], value) for name, value in members.items() if name in specs}
+        _check_parameters(members, specs)
+        _check_lists(body.data, given, specs)
+        inputs = tuple([(name, specs[name].datatype, shape) for name, (shape, _) in given.items()])
+        form = checked_form(target, signature_name, inputs, ())
+        payload: list[Buffer] = []
+        tensors: list[tuple[int, bool]] = []
+        for each in form.inputs:
+            raw = raw_from_json(each.name, each.datatype, each.shape, each.count, given[each.name][1])
+            placed = channel.place(raw, regions)
+            tensors.append((len(raw), placed is not None))
+            payload.append(raw if placed is None else placed)
+        request = InferenceRequest(form.header_for(tensors), payload, request_id, form.rows, wishes)
+        if self._stream:
+            request.content_type = b"text/event-stream; charset=utf-8"
+        return request
+
+    def wishes(self, body: Body) -> Wishes:
+        """See Dialect."""
+        return wishes_of(_plain(flattened(_parsed(body.data)), KEYS))
+
+    def encode(
+        self, request: InferenceRequest, target: Target, header: ResultHeader, tensors: Sequence[Buffer]
+    ) -> tuple[bytes, list[Buffer]]:
+        """See Dialect."""
+        encoded = [
+            json_from_raw(tensor.name, tensor.datatype, tensor.shape, raw)
+            for tensor, raw in zip(header.outputs, tensors, strict=True)
+        ]
+        return self._text(request, target, header, encoded), []
+
+    def takes_long(self, request: InferenceRequest, header: ResultHeader) -> bool:  # noqa: ARG002 - all alike
+        """See Dialect."""
+        large_json.check_sizes(header.outputs)
+        return True
+
+    async def encode_in_turns(
+        self, request: InferenceRequest, target: Target, header: ResultHeader, tensors: Sequence[bytes]
+    ) -> tuple[bytes, list[Buffer]]:
+        """See Dialect."""
+        encoded = await large_json.encode_in_turns(header, tensors, [True] * len(header.outputs))
+        return self._text(request, target, header, encoded), []
+
+    def _text(
+        self, request: InferenceRequest, target: Target, header: ResultHeader, encoded: Sequence[Buffer]
+    ) -> bytes:
+        """The response; of an output with one element it is that, without a list around it."""
+        parts: list[Buffer] = [b"data: "] if self._stream else []
+        parts.append(target.response_start)
+        taken = {"model_name", "model_version"}
+        if request.id:
+            parts.append(b',"id":' + orjson.dumps(request.id))
+            taken.add("id")
+        for tensor, text in zip(header.outputs, encoded, strict=True):
+            if tensor.name not in taken:
+                single = math.prod(tensor.shape) == 1
+                parts += (b",", orjson.dumps(tensor.name), b":", text[1:-1] if single else text)
+        parts.append(b"}\n\n" if self._stream else b"}")
+        return b"".join(parts)
+
+
+GENERATE = Generate(stream=False)
+GENERATE_STREAM = Generate(stream=True)
+
+
+def _parsed(text: bytes | bytearray | memoryview) -> Members:
+    """The members of the body; RequestError if it is no JSON object."""
+    if text[:3] == b"\xef\xbb\xbf":  # a byte order mark, which some clients write
+        text = text[3:]
+    if too_deep(text):
+        raise RequestError(f"the JSON is nested more than {MAX_DEPTH} deep")
+    if len(text) > LARGE_JSON:
+        return _parsed_large(text)
+    try:
+        return _decode_object(text)
+    except msgspec.ValidationError as error:
+        raise RequestError(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}") from None
+
+
+def _parsed_large(text: bytes | bytearray | memoryview) -> Members:
+    try:
+        document = simdjson.Parser().parse(text)
+    except (ValueError, RuntimeError, UnicodeDecodeError):
+        raise RequestError("the body is not valid JSON") from None
+    if not isinstance(document, simdjson.Object):
+        raise RequestError("Expected `object` as the whole body")
+    return _members(document, nested=(_NESTED,))
+
+
+def _members(document: simdjson.Object, nested: Sequence[str] = ()) -> Members:
+    """Its lists as they are, for they may be long; everything else as text."""
+    if len(document) > MAX_MEMBERS:  # each look-up walks the whole object
+        raise RequestError(f"the body has more than {MAX_MEMBERS} members")
+    if len(set(document)) != len(document):
+        raise RequestError("a key stands twice in the body")
+    found: Members = {}
+    for key in document:
+        value = document[key]
+        if isinstance(value, simdjson.Object):
+            found[key] = _members(value) if key in nested else msgspec.Raw(b"{}")  # which nobody takes
+        else:
+            found[key] = value if isinstance(value, simdjson.Array) else msgspec.Raw(msgspec.json.encode(value))
+    return found
+
+
+def flattened(members: Members, target: Target | None = None) -> Members:
+    """The members with those of `parameters` among them, which stand for inputs as well as for parameters."""
+    if _NESTED not in members or (target and any(_NESTED in specs for specs in target.specs.values())):
+        return members
+    nested = members[_NESTED]
+    if not isinstance(nested, dict):
+        try:
+            nested = _decode_object(_raw(nested))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise RequestError("parameters must be an object") from None
+    found = {name: value for name, value in members.items() if name != _NESTED}
+    for name, value in nested.items():
+        if name in found:
+            raise RequestError(f"'{name[:100]}' stands in the body and in its parameters")
+        found[name] = value
+    return found
+
+
+def _raw(value: Any) -> bytes | msgspec.Raw:
+    """A member as JSON text; of an array or object no more than that it is one."""
+    return value if isinstance(value, msgspec.Raw) else b"{}" if isinstance(value, dict) else b"[]"
+
+
+def _plain(members: Members, names: frozenset[str] | set[str]) -> dict[str, Any]:
+    """Those of the members that have one of these names, as Python objects."""
+    return {name: _decoded(members[name]) for name in names.intersection(members)}
+
+
+def _decoded(value: Any) -> Any:
+    try:
+        return msgspec.json.decode(_raw(value))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise RequestError("the body is not valid JSON") from None
+
+
+def _check_parameters(members: Members, specs: dict[str, TensorSpec]) -> None:
+    """RequestError if what is no input cannot be a parameter either; unknown ones are ignored."""
+    for name, value in members.items():
+        if name not in specs and not isinstance(_decoded(value), str | int | float):
+            known = ", ".join(f"'{known}'" for known in specs) or "none"
+            raise RequestError(
+                f"'{name[:100]}' is no input of the model, which has {known}, "
+                "and a parameter must be a string, a number, true or false"
+            )
+
+
+def tensor_of(spec: TensorSpec, value: Any) -> tuple[tuple[int, ...], Data]:
+    """Shape and data of an input given as a scalar, a flat list or lists nested as its shape is."""
+    if isinstance(value, simdjson.Array):
+        sizes = _sizes(value, simdjson.Array)
+        return (filled(spec, sizes[0]) if len(sizes) == 1 else sizes), value
+    plain = _decoded(value)
+    if isinstance(plain, list):
+        sizes = _sizes(plain, list)
+        return (filled(spec, sizes[0]) if len(sizes) == 1 else sizes), value
+    if plain is None or isinstance(plain, dict):
+        raise RequestError(f"input '{spec.name}' must be a string, a number, true or false, or a list of them")
+    return filled(spec, 1), msgspec.Raw(b"[%b]" % bytes(value))
+
+
+def _check_lists(
+    text: Buffer, given: Mapping[str, tuple[tuple[int, ...], Data]], specs: Mapping[str, TensorSpec]
+) -> None:
+    """RequestError if a list stands in place of an element, which simdjson's buffers would flatten away.
+
+    As in oip_json: only where there are more brackets than the shapes account for, the data are looked at.
+    """
+    arrays = [(specs[name], shape, data) for name, (shape, data) in given.items() if isinstance(data, simdjson.Array)]
+    accounted = sum(lists_of(data, shape) for _, shape, data in arrays)
+    text = bytes(text) if isinstance(text, memoryview) else text
+    if count_up_to(text, b"[", accounted) == accounted:
+        return
+    for spec, shape, data in arrays:
+        if spec.datatype not in ELEMENT_WISE and has_list_element(data, shape):
+            raise RequestError(f"the nested data of input '{spec.name}' do not have its shape {list(shape[:8])}")
+
+
+def _sizes(value: Any, kind: type[Any]) -> tuple[int, ...]:
+    """The lengths of nested lists, by the first of each."""
+    sizes: list[int] = []
+    while isinstance(value, kind) and len(sizes) <= MAX_RANK:
+        sizes.append(len(value))
+        value = value[0] if len(value) else None
+    return tuple(sizes)
+
+
+def filled(spec: TensorSpec, count: int) -> tuple[int, ...]:
+    """The shape of so many elements given without one: the last open dimension takes what the fixed ones leave.
+
+    RequestError if the elements do not fill the shape.
+    """
+    if spec.shape is None:
+        return (count,)
+    known = math.prod(size for size in spec.shape if size != -1)
+    left, over = divmod(count, known) if known else (1, count)
+    shape = list(spec.shape)
+    for axis in reversed(range(len(shape))):
+        if shape[axis] == -1:
+            shape[axis], left = left, 1
+    if over or left != 1:
+        raise RequestError(f"{count} elements do not fill input '{spec.name}' of shape {list(spec.shape)}")
+    return tuple(shape)

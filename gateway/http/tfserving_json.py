@@ -1,0 +1,295 @@
+"""JSON of TensorFlow Serving's REST API to tensors: shapes come from the nesting, datatypes from the model.
+
+Source of formats and wordings: tensorflow_serving/util/json_tensor.cc and docs api_rest.md.
+"""
+
+import base64
+import binascii
+import json
+import math
+import re
+import struct
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import simdjson
+
+from gateway.errors import RequestError
+from gateway.http.json_depth import MAX_DEPTH, too_deep
+from gateway.http.tensor_json import FLOATS, packer
+from gateway.tensors import DTYPES, Array, Buffer, element_count, pack_bytes
+
+LARGE = 32 << 10
+"""Bodies of more bytes are read with simdjson, where they are arrays of numbers."""
+MOST_VALUES = 1 << 20
+"""Values of a body that must be looked at one by one."""
+MOST_TOKEN_BYTES = 4 << 20
+"""Bodies with NaN or Infinity are read by a slow parser."""
+
+TYPE_NAMES = {
+    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
+    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "half", "BF16": "bfloat16", "FP32": "float",
+    "FP64": "double", "BYTES": "string",
+}  # fmt: skip
+"""Datatypes as TensorFlow calls them."""
+_JSON_TYPES = {
+    type(None): "Null", bool: "Bool", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number",
+}  # fmt: skip
+_NUMERIC = b"0123456789+-.eE \t\r\n"
+_TOKENS = re.compile(rb"\b(?:NaN|Inf(?:inity)?)\b")
+_AT_BYTE = re.compile(r"\(byte (\d+)\)|byte (\d+)")
+_decode = msgspec.json.Decoder().decode
+
+Shape = tuple[int, ...]
+
+
+class Numbers(msgspec.Struct):
+    """An array of a large body whose first element is a number, not yet converted."""
+
+    array: simdjson.Array
+    text: bytes
+    """The whole body."""
+    alone: bool = False
+    """Whether nothing else in the body is an array."""
+
+
+def parse(text: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """The body; values of a large one that are arrays of numbers stay unconverted (Numbers).
+
+    RequestError for what is no JSON object.
+    """
+    text = bytes(text)
+    if not text.strip():
+        raise RequestError("JSON Parse error: The document is empty")
+    if too_deep(text):
+        raise RequestError(f"JSON Parse error: nested more than {MAX_DEPTH} deep")
+    document = _parse_large(text) if len(text) > LARGE else None
+    if document is None:
+        document = _parse_small(text)
+    if not isinstance(document, dict):
+        raise RequestError(f"JSON Value: {shown(document)} Is not object")
+    return document
+
+
+def _parse_small(text: bytes) -> Any:
+    if len(text) > LARGE and text.count(b",") > MOST_VALUES:
+        raise RequestError(
+            f"the body holds more than {MOST_VALUES} values that are not all numbers of one array; "
+            "send fewer at a time, or numbers as columnar 'inputs'"
+        )
+    try:
+        return _decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if _TOKENS.search(text):
+            return _parse_tokens(text)
+        found = _AT_BYTE.search(str(error))
+        at = f" at offset: {found[1] or found[2]}" if found else ""
+        raise RequestError(f"JSON Parse error: Invalid value.{at}") from None
+
+
+def _parse_tokens(text: bytes) -> Any:
+    """JSON with the tokens NaN, Infinity and -Infinity, also written Inf, which only TensorFlow Serving takes."""
+    if len(text) > MOST_TOKEN_BYTES:
+        raise RequestError(f"a body with NaN or Infinity is limited to {MOST_TOKEN_BYTES} bytes")
+    # Inf outside of strings; in strings it may stand as it is, which the alternative takes care of.
+    whole = re.sub(rb'("(?:[^"\\]|\\.)*")|\bInf\b', lambda found: found[1] or b"Infinity", text, flags=re.DOTALL)
+    try:
+        return json.loads(whole)
+    except (ValueError, RecursionError) as error:
+        at = error.pos if isinstance(error, json.JSONDecodeError) else 0
+        raise RequestError(f"JSON Parse error: Invalid value. at offset: {at}") from None
+
+
+def _parse_large(text: bytes) -> dict[str, Any] | None:
+    """The same with arrays of numbers unconverted; None where another parser must look at it."""
+    try:
+        document = simdjson.Parser().parse(text)
+    except (ValueError, RuntimeError, UnicodeDecodeError):
+        return None
+    if not isinstance(document, simdjson.Object):
+        return None
+    found: dict[str, Any] = {}
+    for key in document:
+        value = document[key]
+        if key == "inputs" and isinstance(value, simdjson.Object) and "b64" not in value:
+            found[key] = {name: _unconverted(value[name], text) for name in value}
+        else:
+            found[key] = _unconverted(value, text)
+    inputs = found.get("inputs")
+    values = [*found.values(), *(inputs.values() if isinstance(inputs, dict) else ())]
+    if None in values:
+        return None
+    arrays = [value for value in values if isinstance(value, Numbers)]
+    for each in arrays:
+        each.alone = len(arrays) == 1
+    return found
+
+
+def _unconverted(value: Any, text: bytes) -> Any:
+    """A value as Python has it, or an array of numbers; None for what must be looked at one by one."""
+    if not isinstance(value, simdjson.Array | simdjson.Object):
+        return value
+    if isinstance(value, simdjson.Object):
+        return None
+    leaf: Any = value
+    while isinstance(leaf, simdjson.Array) and len(leaf):
+        leaf = leaf[0]
+    return Numbers(value, text) if isinstance(leaf, int | float) and not isinstance(leaf, bool) else None
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, cut short."""
+    if isinstance(value, Numbers):
+        return "[...]"
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        text = "..."
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def is_base64(value: Any) -> bool:
+    """Whether a value is {"b64": "..."}, which stands for a string's bytes."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def bytes_of(value: Any) -> bytes:
+    """The bytes of a string or of {"b64": "..."}; RequestError."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if not is_base64(value):
+        raise RequestError(f"JSON Value: {shown(value)} not formatted correctly for base64 data")
+    text: str = value["b64"]
+    try:
+        raw = text.encode("ascii").translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+        return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise RequestError("Unable to base64 decode") from None
+
+
+def tensor_of(datatype: str, value: Any) -> tuple[Shape, Buffer]:
+    """Shape and raw bytes of a dense tensor; RequestError where its lists differ in length or a value does not fit."""
+    if isinstance(value, Numbers):
+        found = _large_tensor(datatype, value)
+        if found is not None:
+            return found
+        value = listed(value)
+    shape, level = shape_of(value), [value]
+    for axis, size in enumerate(shape):
+        level = _one_level_down(level, axis, size)
+    if any(map(list.__instancecheck__, level)):
+        raise RequestError(f"Encountered list at unexpected level: {len(shape)} expected < {len(shape)}")
+    element_count(shape)
+    return shape, _raw(datatype, level)
+
+
+def listed(numbers: Numbers) -> list[Any]:
+    """All of an array as Python has it, to look at its values one by one; RequestError if they are too many."""
+    if numbers.text.count(b",") > MOST_VALUES:
+        raise RequestError("the lists differ in length, or a value is not a number of the type that the model takes")
+    return numbers.array.as_list()
+
+
+def shape_of(value: Any) -> Shape:
+    """The shape that the first elements of nested lists tell; () of a value that is no list."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return tuple(shape)
+
+
+def _one_level_down(level: list[Any], axis: int, size: int) -> list[Any]:
+    below: list[Any] = []
+    for item in level:
+        if not isinstance(item, list):
+            raise RequestError(
+                f"JSON Value: {shown(item)} found at incorrect level: {axis + 1} in the JSON DOM. "
+                f"Expected at level: {axis + 1}"
+            )
+        if len(item) != size:
+            raise RequestError(
+                f"Encountered list at unexpected size: {len(item)} at level: {axis} expected size: {size}"
+            )
+        below += item
+    return below
+
+
+def _type_error(value: Any, datatype: str) -> RequestError:
+    kind = _JSON_TYPES.get(type(value), "Unknown")
+    if isinstance(value, bool):
+        kind = "True" if value else "False"
+    return RequestError(
+        f"JSON Value: {shown(value)} Type: {kind} is not of expected type: {TYPE_NAMES.get(datatype, datatype)}"
+    )
+
+
+def _raw(datatype: str, values: list[Any]) -> Buffer:
+    if datatype == "BYTES":
+        for value in values:
+            if not isinstance(value, str | dict):
+                raise _type_error(value, datatype)
+        return pack_bytes(map(bytes_of, values))
+    allowed = {int, float} if datatype in FLOATS else {bool} if datatype == "BOOL" else {int}
+    if not allowed.issuperset(map(type, values)):
+        raise _type_error(next(value for value in values if type(value) not in allowed), datatype)
+    if datatype != "BF16":
+        try:
+            return packer(datatype, len(values)).pack(*values)
+        except (struct.error, OverflowError):
+            if datatype not in FLOATS:
+                raise _out_of_range(values, datatype) from None
+    # A number too large for the datatype becomes infinite, as TensorFlow Serving has it.
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(values, np.float64).astype(DTYPES[datatype]).tobytes()
+    except OverflowError:
+        raise _type_error(max(values, key=abs), datatype) from None
+
+
+def _out_of_range(values: list[int], datatype: str) -> RequestError:
+    limits = np.iinfo(cast("np.dtype[np.int64]", DTYPES[datatype]))
+    return _type_error(next(value for value in values if not limits.min <= value <= limits.max), datatype)
+
+
+def _nesting(shape: Shape) -> bytes:
+    """What is left of the JSON of a tensor when its numbers are taken out."""
+    text = b""
+    for size in reversed(shape):
+        text = b"[" + b",".join([text] * size) + b"]"
+    return text
+
+
+def _large_tensor(datatype: str, numbers: Numbers) -> tuple[Shape, Buffer] | None:
+    """As tensor_of, without a Python object for each number; None where something is not as it should be."""
+    if datatype in {"BYTES", "BOOL"}:
+        return None
+    array = numbers.array
+    shape: list[int] = []
+    level: Any = array
+    while isinstance(level, simdjson.Array):
+        shape.append(len(level))
+        level = level[0] if len(level) else None
+    try:
+        if datatype in FLOATS:
+            wide: Array = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+        elif datatype == "UINT64":
+            wide = np.frombuffer(array.as_buffer(of_type="u"), np.uint64)
+        else:
+            wide = np.frombuffer(array.as_buffer(of_type="i"), np.int64)
+    except (TypeError, ValueError):
+        return None
+    if math.prod(shape) != len(wide):
+        return None
+    text = numbers.text
+    text = text[text.index(b"[") : text.rindex(b"]") + 1] if numbers.alone else cast("bytes", array.mini)
+    if text.translate(None, _NUMERIC) != _nesting(tuple(shape)):
+        return None
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(DTYPES[datatype])
+    if datatype not in FLOATS and not (narrow == wide).all():
+        return None
+    return tuple(shape), narrow.view(np.uint8).data

@@ -1,0 +1,129 @@
+import json
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.importing import torchserve
+from gateway.store.foreign import config_of
+from gateway.store.manifest import ModelConfig
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+
+
+def mar(path: Path, files: dict[str, bytes], **model: Any) -> Path:
+    described = {"modelName": "m", "serializedFile": "model.pt", "handler": "base_handler", "modelVersion": "1.0"}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MANIFEST, json.dumps({"model": described | model}))
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def torchscript(path: Path) -> bytes:
+    """As much of TorchScript as its names tell."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("m/constants.pkl", "m/data.pkl", "m/code/m.py"):
+            archive.writestr(name, b"")
+    return path.read_bytes()
+
+
+def climbs(archive: zipfile.ZipFile) -> None:
+    archive.writestr("../evil", b"")
+
+
+def absolute(archive: zipfile.ZipFile) -> None:
+    archive.writestr("/evil", b"")
+
+
+def link(archive: zipfile.ZipFile) -> None:
+    info = zipfile.ZipInfo("link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive.writestr(info, b"/etc/passwd")
+
+
+def bomb(archive: zipfile.ZipFile) -> None:
+    archive.writestr("zeros", bytes(40 << 20))
+
+
+def crowd(archive: zipfile.ZipFile) -> None:
+    for number in range(10_001):
+        archive.writestr(str(number), b"")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def twice(archive: zipfile.ZipFile) -> None:
+    archive.writestr("again/", b"")
+    archive.writestr("again/", b"")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (climbs, "no name of a file"),
+        (absolute, "no name of a file"),
+        (link, "link"),
+        (bomb, "plausible"),
+        (crowd, "more than 10000 entries"),
+        (twice, "two entries"),
+    ],
+)
+def test_a_hostile_archive_is_refused(tmp_path: Path, fault: Callable[[zipfile.ZipFile], None], sentence: str) -> None:
+    path = mar(tmp_path / "m.mar", {"model.pt": torchscript(tmp_path / "t")})
+    assert torchserve.plan(path).refused == ""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        fault(archive)
+    assert sentence in torchserve.plan(path).refused
+
+
+@pytest.mark.parametrize("size", [0, 10, 100, 400])
+def test_an_archive_that_was_cut_off_is_refused(tmp_path: Path, size: int) -> None:
+    path = mar(tmp_path / "m.mar", {"model.pt": torchscript(tmp_path / "t")})
+    path.write_bytes(path.read_bytes()[:size])
+    assert "sound" in torchserve.plan(path).refused
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"handler": "my_handler.py"}, "no handler code is run"),
+        ({"handler": "text_classifier"}, "text_classifier"),
+        ({"modelFile": "model.py"}, "modelFile"),
+        ({"serializedFile": "gone.pt"}, "no such file"),
+        ({"serializedFile": "weights.pth"}, "no zip"),
+        ({"serializedFile": "model.onnx"}, "not served here"),
+        ({"modelVersion": "latest"}, "no number"),
+        ({"configFile": "bomb.yaml"}, "YAML|values|nested"),
+        ({"modelName": 5}, "not text"),
+    ],
+)
+def test_what_is_no_torchscript_with_a_built_in_handler_is_refused(
+    tmp_path: Path, model: dict[str, Any], sentence: str
+) -> None:
+    laughs = "a: &a {x: [1,1,1,1,1,1,1,1,1,1]}\n" + "".join(
+        f"{name}: &{name} {{x: [{','.join([f'*{before}'] * 10)}]}}\n"
+        for before, name in zip("abcdefg", "bcdefgh", strict=True)
+    )
+    files = {"weights.pth": b"", "model.onnx": b"", "bomb.yaml": laughs.encode()}
+    path = mar(tmp_path / "m.mar", files | {"model.pt": torchscript(tmp_path / "t")}, **model)
+    assert any(each in torchserve.plan(path).refused for each in sentence.split("|"))
+
+
+def test_a_classifier_of_images_is_declared(tmp_path: Path) -> None:
+    files = {"model.pt": torchscript(tmp_path / "t"), "index_to_name.json": b"{}", "c.yaml": b"batchSize: 4\nodd: 1"}
+    path = mar(tmp_path / "m.mar", files, handler="image_classifier", configFile="c.yaml", requirementsFile="r.txt")
+    plan = torchserve.plan(path)
+    assert plan.refused == ""
+    assert plan.translation.keys["preprocessing"]["image"]["crop"] == 224
+    assert plan.translation.keys["postprocessing"] == {
+        "classes": {"top": 5, "softmax": True, "labels": "index_to_name.json"}
+    }
+    assert plan.translation.keys["max_batch_size"] == 4
+    assert [piece.target for piece in plan.beside] == ["index_to_name.json"]
+    if "preprocessing" in ModelConfig.__struct_fields__:
+        assert config_of(plan.translation.keys, "t").max_batch_size == 4
+    assert {"odd", "model.requirementsFile"} <= {f.key for f in plan.translation.findings if f.fate == "dropped"}
