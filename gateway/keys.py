@@ -93,11 +93,12 @@ def hash_of(key: bytes) -> bytes:
 def moment(text: str, now: datetime) -> datetime:
     """A point in time written as 90d, 12h, a date or RFC 3339; ConfigError if it is none, or past."""
     if age := _AGE.fullmatch(text):
-        return (now + timedelta(seconds=int(age[1]) * _SECONDS[age[2]])).replace(microsecond=0)
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(f"'{text}' is no time; write 90d, 12h, 2030-01-31 or 2030-01-31T12:00:00Z") from None
+        found = (now + timedelta(seconds=int(age[1]) * _SECONDS[age[2]])).replace(microsecond=0)
+    else:
+        try:
+            found = datetime.fromisoformat(text)
+        except ValueError:
+            raise ConfigError(f"'{text}' is no time; write 90d, 12h, 2030-01-31 or 2030-01-31T12:00:00Z") from None
     found = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     if found <= now:
         raise ConfigError(f"{text} is past")
