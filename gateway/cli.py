@@ -10,6 +10,7 @@ from gateway import __version__
 from gateway.commands.bench import bench
 from gateway.commands.importing import import_models
 from gateway.commands.infer import infer
+from gateway.commands.keys import keys
 from gateway.commands.load import load, unload
 from gateway.commands.ls import ls
 from gateway.commands.serve import serve
@@ -27,6 +28,7 @@ _SERVER, _CLIENT = "The server", "Ask a running gateway"
 app.command(rich_help_panel=_SERVER)(serve)
 app.command(rich_help_panel=_SERVER)(validate)
 app.command("import", rich_help_panel=_SERVER)(import_models)
+app.add_typer(keys, name="keys", rich_help_panel=_SERVER)
 for command in (ls, show, infer, load, unload, bench):
     app.command(rich_help_panel=_CLIENT)(command)
 

@@ -4,6 +4,9 @@ GatewayError
 ├─ RequestError               the request is wrong; sending it again changes nothing
 │  ├─ PayloadTooLarge         … because it is over a size limit
 │  └─ UnsupportedEncoding     … because its Content-Encoding is one we do not read
+├─ Unauthenticated            the call needs an API key, and has none that is good
+├─ Forbidden                  the call is not for this key, or not for this listener
+├─ RateLimited                the key has made all the requests that it may for now
 ├─ ModelNotFound              no model of that name is in the store
 │  └─ VersionNotFound         … or it has no such version
 ├─ ModelNotReady              the model exists and cannot answer now
@@ -49,6 +52,26 @@ class UnsupportedEncoding(RequestError):
     """The request's Content-Encoding is none that the gateway reads."""
 
     code = "encoding"
+
+
+class Unauthenticated(GatewayError):
+    """The call needs an API key, and has none that is good."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(GatewayError):
+    """The call is not for this key, or not for this listener."""
+
+    code = "forbidden"
+
+
+class RateLimited(GatewayError):
+    """The key has made all the requests that it may for now."""
+
+    code = "rate_limited"
+    retry_after = 1
+    """Seconds after which it may make another."""
 
 
 class ModelNotFound(GatewayError):

@@ -117,6 +117,14 @@ class Settings(BaseSettings):
 
 def read_settings(**from_command_line: Any) -> Settings:
     """The settings in force; ConfigError names the key that is unknown or whose value is bad."""
+    settings = any_settings(**from_command_line)
+    if not settings.model_store.is_dir():
+        raise ConfigError(f"bad value for setting 'model_store': {settings.model_store} is not a directory")
+    return settings
+
+
+def any_settings(**from_command_line: Any) -> Settings:
+    """The same for commands that serve nothing, and so need no model store."""
     known = {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
     for variable in sorted(os.environ):
         if _SERVICE_LINK.fullmatch(variable) or (variable == "GATEWAY_PORT" and "://" in os.environ[variable]):
@@ -128,7 +136,7 @@ def read_settings(**from_command_line: Any) -> Settings:
         path = Path(CONFIG_FILE)
         if path.is_file() and not isinstance(yaml.safe_load(path.read_bytes()), dict | None):
             raise ConfigError(f"{CONFIG_FILE} must be settings, one 'key: value' a line")
-        settings = Settings(**given)
+        return Settings(**given)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or CONFIG_FILE
@@ -138,6 +146,3 @@ def read_settings(**from_command_line: Any) -> Settings:
     except (yaml.YAMLError, OSError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or ["it makes no sense"])[0]
         raise ConfigError(f"{CONFIG_FILE} cannot be read: {reason}") from None
-    if not settings.model_store.is_dir():
-        raise ConfigError(f"bad value for setting 'model_store': {settings.model_store} is not a directory")
-    return settings

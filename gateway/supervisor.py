@@ -11,6 +11,7 @@ from gateway.byhand import ByHand
 from gateway.errors import GatewayError, RequestError
 from gateway.exposition import GatewayCollector, exposition
 from gateway.ipc.messages import Answer, Ask, Routes, Start
+from gateway.keyring import Keyring
 from gateway.lifecycle.keeper import Keeper
 from gateway.lifecycle.manager import Manager
 from gateway.lifecycle.policy import aspired, dangling_labels, missing
@@ -41,6 +42,7 @@ class Supervisor:
         self.settings = settings
         self._budget = settings.memory_budget or int(available_memory() * SHARE_OF_FREE)
         self._node = LocalNode(settings.sandbox, memory_limit=self._budget)
+        self._keyring = Keyring(settings.keys_file) if settings.keys_file else None
         start = Start(
             listeners={name: sock.fileno() for name, sock in listeners.sockets.items()},
             loopback=[name for name in listeners.sockets if listeners.is_loopback(name)],
@@ -54,6 +56,7 @@ class Supervisor:
             tls_key=str(settings.tls_key or ""),
             access_log=settings.access_log,
             otlp_endpoint=settings.otlp_endpoint or "",
+            rates=self._keyring.memory if self._keyring else -1,
         )
         self.workers = Workers(listeners, start, settings.workers, self._answer)
         keeper = Keeper(
@@ -95,6 +98,9 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start everything; returns when every worker listens and every model is READY, COLD or FAILED."""
+        if self._keyring is not None:
+            self.workers.use_keys(self._keyring.message())
+            self._task(self._keyring.follow(self.workers.use_keys))
         self.workers.start()
         self.residency.account.budgets = await self._budgets()
         settings = self.settings

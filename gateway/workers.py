@@ -21,6 +21,7 @@ from gateway.ipc.messages import (
     Counts,
     FromWorker,
     Hello,
+    Keys,
     Message,
     MessageStream,
     Routes,
@@ -79,6 +80,8 @@ class Workers:
     ) -> None:
         self._listeners = listeners
         self._start = start
+        self._descriptors = [*start.listeners.values(), *([start.rates] if start.rates >= 0 else [])]
+        self._keys: Keys | None = None
         self._count = count
         self._answer = answer
         self._workers: dict[int, _Worker] = {}
@@ -138,7 +141,7 @@ class Workers:
         while deaths < RESTARTS:
             started = loop.time()
             try:
-                worker = _Worker(index, self._start.listeners.values())
+                worker = _Worker(index, self._descriptors)
                 await worker.open()
             except OSError as error:
                 log.error("HTTP worker %d cannot be started: %s", index, error)  # noqa: TRY400 - no bug of ours
@@ -156,6 +159,8 @@ class Workers:
 
     async def _follow(self, worker: _Worker) -> None:
         worker.stream.send(self._start)
+        if self._keys is not None:  # before the routes, without which it serves nobody
+            worker.stream.send(self._keys)
         for digest in self._condemned:
             worker.stream.send(Condemned(digest=digest))
         self._workers[worker.index] = worker
@@ -218,6 +223,11 @@ class Workers:
                 )
             except TimeoutError:
                 log.warning("a worker did not take routing table %d within %g s", routes.epoch, APPLY_SECONDS)
+
+    def use_keys(self, keys: Keys) -> None:
+        """These are the keys now, for workers to come as well."""
+        self._keys = keys
+        self.tell(keys)
 
     def tell(self, message: Message) -> None:
         """Send a message to every worker."""

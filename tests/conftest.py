@@ -167,7 +167,7 @@ class Gateway:
     def _serving(self) -> str | None:
         text = self.log.read_text(errors="replace")
         assert self.process.poll() is None, f"the gateway ended with code {self.process.returncode}:\n{text}"
-        match = re.search(r"Serving on http://127\.0\.0\.1:(\d+)\b", text)
+        match = re.search(r"Serving on https?://[\d.]+:(\d+)\b", text)
         return match[1] if match else None
 
     # Processes
@@ -314,6 +314,14 @@ def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
+def keys_command(file: Path, *arguments: str, code: int = 0) -> str:
+    """What `gateway keys` says when it ends with this code: on stdout, or what was wrong."""
+    command = [PROGRAM, "keys", *arguments, "--keys-file", file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=file.parent)
+    assert done.returncode == code, done.stderr
+    return (done.stderr if code else done.stdout).strip()
+
+
 @contextlib.contextmanager
 def ordinary_user() -> Iterator[None]:
     """This thread, and those it starts, may not read what file modes forbid, even if root runs the tests."""
@@ -363,6 +371,7 @@ class Helpers:
     until = staticmethod(until)
     run = staticmethod(run)
     command = staticmethod(command)
+    keys = staticmethod(keys_command)
     ordinary_user = staticmethod(ordinary_user)
     in_child = staticmethod(in_child)
     program = PROGRAM

@@ -375,7 +375,6 @@ def test_an_encoding_that_is_not_read_is_refused(gateway: Any, encoding: str) ->
         ("DELETE", "/v2/models/mlp", 405, "DELETE"),
         ("GET", "/v2/repository/index", 405, "GET"),
         ("POST", "/metrics", 405, "POST"),
-        ("GET", "/", 404, "unknown path"),
         ("GET", "/v3", 404, "unknown path"),
         ("POST", "/v2/models//infer", 404, ""),
         ("POST", "/v2/models/mlp/explain", 404, ""),

@@ -56,6 +56,9 @@ def test_every_error_says_what_it_means(kind: type[GatewayError]) -> None:
         (errors.RequestError, 400),
         (errors.PayloadTooLarge, 413),
         (errors.UnsupportedEncoding, 415),
+        (errors.Unauthenticated, 401),
+        (errors.Forbidden, 403),
+        (errors.RateLimited, 429),
         (errors.ModelNotFound, 404),
         (errors.VersionNotFound, 404),
         (errors.Conflict, 409),
@@ -75,8 +78,13 @@ def test_an_error_has_the_status_that_the_design_gives_it(kind: type[GatewayErro
     assert error_body(kind('say "no"')) == b'{"error":"say \\"no\\""}'
 
 
-def test_only_a_full_queue_says_when_to_come_back() -> None:
-    assert [kind for kind in tree() if "retry-after" in error_headers(kind("no"))] == [errors.QueueFull]
+def test_only_what_passes_says_when_to_come_back() -> None:
+    coming_back = {kind for kind in tree() if "retry-after" in error_headers(kind("no"))}
+    assert coming_back == {errors.QueueFull, errors.RateLimited}
+
+
+def test_who_needs_a_key_hears_how_to_send_it() -> None:
+    assert error_headers(errors.Unauthenticated("no")) == {"www-authenticate": "Bearer"}
 
 
 def test_an_error_that_is_not_ours_shows_nothing_of_itself() -> None:

@@ -17,6 +17,7 @@ LAYERS = """
     gateway.sizes gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
     gateway.store.processing
+    gateway.keys gateway.tls
     gateway.store.manifest gateway.metrics gateway.lifecycle.state gateway.importing.report gateway.importing.text_proto
     gateway.importing.fields
     gateway.importing.triton_scheduling
@@ -45,7 +46,8 @@ LAYERS = """
     gateway.byhand gateway.exposition gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
-    gateway.listeners
+    gateway.listeners gateway.keyring
+    gateway.precautions
     gateway.workers gateway.startup
     gateway.supervisor gateway.verdicts
     gateway.validation
@@ -77,6 +79,9 @@ PURE = {
     "gateway.http.tensor_json",
     "gateway.http.json_depth",
     "gateway.http.compression",
+    "gateway.http.access",
+    "gateway.http.identity",
+    "gateway.http.rates",
     "gateway.importing.report",
     "gateway.importing.text_proto",
     "gateway.importing.fields",

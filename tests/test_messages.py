@@ -3,6 +3,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from gateway.ipc.messages import (
     FromWorker,
     Hello,
     InstanceAddress,
+    Keys,
     Kill,
     MessageStream,
     Ready,
@@ -45,6 +47,7 @@ from gateway.ipc.messages import (
     send,
     unpack,
 )
+from gateway.keys import new_key
 from gateway.store.manifest import InstanceGroup, ModelConfig, TensorConfig
 from gateway.tensors import Signature, TensorSpec
 
@@ -114,6 +117,10 @@ EVERY: list[tuple[Any, Any]] = [
         ToWorker,
     ),
     (Routes(epoch=3, versions=[ROUTE], settled=True), ToWorker),
+    (
+        Keys(keys=[new_key("me", ["infer"], models=["m*"], rate=0.5, expires=datetime.now(UTC))[1]], places=[7]),
+        ToWorker,
+    ),
     (Collect(ticket=1), ToWorker),
     (Answer(ticket=1, text=b"\0\xff", error_code="load_failed"), ToWorker),
     (Hello(pid=1), FromWorker),

@@ -69,6 +69,7 @@ def serve(
     from gateway.errors import ConfigError  # noqa: PLC0415
     from gateway.lifecycle.manager import Manager  # noqa: PLC0415
     from gateway.listeners import listen  # noqa: PLC0415
+    from gateway.precautions import check  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
     from gateway.startup import show_models  # noqa: PLC0415
     from gateway.supervisor import supervise  # noqa: PLC0415
@@ -77,6 +78,7 @@ def serve(
     console.width = max(console.width, 120)  # a table cut off at 80 columns hides what it is for
     try:
         settings = read_settings(**given)
+        check(settings)
         listeners = listen(settings)
     except ConfigError as error:
         print(f"gateway: {error.message}", file=sys.stderr)  # noqa: T201 - the command line's own voice

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
@@ -45,6 +45,12 @@ class _IndexRequest(msgspec.Struct):
 
 class _LoadRequest(msgspec.Struct):
     parameters: dict[str, Any] = {}
+
+
+@router.get("/", include_in_schema=False)
+async def front_door(request: Request) -> Response:
+    """Who opens the address in a browser sees what there is."""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
 
 @router.get("/v2", tags=["server"], summary="Server metadata", responses=responses(openapi.SERVER_METADATA))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from gateway.errors import GatewayError, PayloadTooLarge, RequestError
 from gateway.http import compression
 from gateway.http.dialect import Body
+from gateway.http.identity import request_id
 from gateway.tensors import Buffer
 
 DISCARD_TIMES = 8
@@ -19,7 +20,7 @@ _DECIMAL = re.compile(rb"\d{1,12}(?:\.\d{0,12})?")
 _HEADERS = frozenset(
     {
         b"content-length", b"content-encoding", b"accept-encoding", b"inference-header-content-length",
-        _TIMEOUT, _ENVOY_TIMEOUT,
+        _TIMEOUT, _ENVOY_TIMEOUT, b"x-request-id",
     }
 )  # fmt: skip
 
@@ -38,6 +39,8 @@ class RequestBody:
     """The encoding that the response may have."""
     timeout: float | None = None
     """Seconds that the client gives the request, by its headers."""
+    request_id = b""
+    """X-Request-ID, which goes back to the client."""
     complete = False
     error: GatewayError | None = None
     data: Buffer = b""
@@ -67,6 +70,8 @@ class RequestBody:
             self.accept = compression.chosen_encoding(value)
         elif name in (_TIMEOUT, _ENVOY_TIMEOUT):
             self._read_timeout(name, value)
+        elif name == b"x-request-id":
+            self.request_id = request_id(value)
         elif value.isdigit() and len(value) <= 18:
             self.json_size = int(value)
         else:
@@ -120,6 +125,11 @@ class RequestBody:
         """Have the rest written into `buffer`, which is as large as the whole body."""
         buffer[: len(self.data)] = self.data
         self.data = buffer
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come so far."""
+        return self._received
 
     def unread(self) -> memoryview:
         """The part of the buffer that is still to be filled."""

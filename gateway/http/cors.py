@@ -32,6 +32,14 @@ class Cors:
             return b"" if origin is None else _EVERYBODY
         return self._answers.get(origin or b"", _VARY)  # also without an origin: a cache must not give it to one
 
+    def pairs(self, request: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The same as names and values."""
+        found = []
+        for line in self.headers(request).splitlines():
+            name, _, value = line.partition(b": ")
+            found.append((name, value))
+        return found
+
 
 def allow(app: FastAPI, origins: Sequence[str]) -> None:
     """Have an app answer preflights, and say in its responses which pages may read them."""

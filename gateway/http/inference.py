@@ -10,6 +10,7 @@ from gateway.http.body import LARGE
 from gateway.http.dialect import InferenceRequest
 from gateway.http.dispatch import Dispatch
 from gateway.http.responses import error_headers, response_head
+from gateway.http.visit import GONE, Visit
 from gateway.ipc.framing import ResultHeader
 from gateway.ipc.reply import Reply
 from gateway.routing import Target, pick
@@ -41,6 +42,7 @@ class Inference(Dispatch):
     has_turn = False
     _arriving = 0  # bytes of its body that are counted as on their way in
     _encoding: "asyncio.Task[None] | None" = None
+    visit: Visit | None = None  # what is written down of it, where somebody wants to know
 
     # Reading the request
 
@@ -49,6 +51,8 @@ class Inference(Dispatch):
         connection = self._connection
         self.keep_alive = connection.parser.should_keep_alive() and connection.parser.get_http_version() != "1.0"
         self.body.read_headers(connection.headers)
+        if connection.state.edge is not None:
+            connection.state.edge.meet(self, connection, self._call)
         if self.body.size > LARGE:
             self._count_arriving(self.body.size)
         if connection.expect_100_continue and self.has_turn:
@@ -60,6 +64,11 @@ class Inference(Dispatch):
         elif self.body.hopeless and self.has_turn and self.body.error:
             self.keep_alive = False
             self._answer_error(self.body.error)
+
+    def turn_away(self, error: GatewayError) -> None:
+        """Nothing of it is kept or computed; it is answered with this."""
+        self._error = error
+        self.body.refuse(error)
 
     def take(self, piece: bytes) -> None:
         """Called for each piece of the body that comes through the parser."""
@@ -167,6 +176,8 @@ class Inference(Dispatch):
     def abandon(self) -> None:
         """The client is gone."""
         self._arrived_or_gone()
+        if self.visit is not None and not self.response_complete:
+            self._write_down(GONE, 0)
         super().abandon()
 
     # Answering
@@ -191,6 +202,8 @@ class Inference(Dispatch):
 
     def _encoded(self, reply: Reply, target: Target, text: bytes, binary: list[Buffer]) -> None:
         """Answer, and count the times."""
+        if self.visit is not None:
+            self.visit.computed(self._sent, self._decode_seconds, reply)
         self._answer(text, binary)
         now = time.perf_counter()
         between = reply.received - self._sent - reply.queue_seconds - reply.compute_seconds
@@ -247,6 +260,8 @@ class Inference(Dispatch):
     def _end_of_head(self) -> bytes:
         state = self._connection.state
         dates = state.default_headers(self._connection.server_state.default_headers)
+        if self.body.request_id:
+            dates += b"x-request-id: %b\r\n" % self.body.request_id
         if state.cors is not None:
             dates += state.cors.headers(self.body.headers)
         return dates + (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
@@ -274,6 +289,8 @@ class Inference(Dispatch):
     def _answer_error(self, error: GatewayError) -> None:
         status, body = self._call.dialect.error(error, self._wish or self._call.wish)
         head = response_head(status, len(body), headers=error_headers(error))
+        if self.visit is not None:
+            self.visit.error = error.code
         if (counters := self._target.counters if self._target else self._counters) is not None:
             counters.failed(error, time.perf_counter() - self.started)
         self._write(status, [head, self._end_of_head(), body])
@@ -292,8 +309,17 @@ class Inference(Dispatch):
         connection = self._connection
         connection.state.write_soon(connection.transport, b"".join(parts))
         self.response_complete = True
+        if self.visit is not None:
+            self._write_down(status, sum(map(len, parts[2:])))
         self.body.drop()
         if not self.keep_alive:
             connection.state.flush()
             connection.transport.close()
         connection.on_response_complete()
+
+    def _write_down(self, status: int, size: int) -> None:
+        """It is answered with a body of this size, or its client is gone."""
+        assert self.visit is not None
+        self.visit.version = self._target.version if self._target is not None else ""
+        self.visit.bytes_in, self.visit.bytes_out = self.body.received, size
+        self.visit.end(status)

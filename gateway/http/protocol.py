@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from gateway.errors import RequestError
 from gateway.http.body import LARGE
 from gateway.http.calls import Call
+from gateway.http.edge import Shown
 from gateway.http.inference import Inference
 from gateway.http.responses import error_body, response_head
 from gateway.http.state import WorkerState
@@ -36,6 +37,7 @@ class InferenceProtocol(HttpToolsProtocol):
     """One client connection."""
 
     state: WorkerState
+    shown: Shown | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

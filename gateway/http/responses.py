@@ -10,8 +10,11 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.RequestError: 400,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedEncoding: 415,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
     errors.ModelNotFound: 404,
     errors.Conflict: 409,
+    errors.RateLimited: 429,
     errors.QueueFull: 429,
     errors.ModelNotReady: 503,
     errors.InstanceDied: 503,
@@ -30,8 +33,10 @@ def status_of(error: Exception) -> int:
 
 def error_headers(error: Exception) -> dict[str, str]:
     """The headers that go with an error beside those of its body."""
-    if isinstance(error, errors.QueueFull):
+    if isinstance(error, errors.QueueFull | errors.RateLimited):
         return {"retry-after": str(error.retry_after)}
+    if isinstance(error, errors.Unauthenticated):
+        return {"www-authenticate": "Bearer"}
     if isinstance(error, errors.UnsupportedEncoding):
         return {"accept-encoding": "gzip, deflate"}
     return {}

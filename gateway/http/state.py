@@ -7,6 +7,7 @@ from typing import Protocol
 from gateway.http.calls import Calls
 from gateway.http.condemned import Condemned
 from gateway.http.cors import Cors
+from gateway.http.edge import Edge
 from gateway.http.waiting import WaitingRoom, Wish
 from gateway.metrics import Counters
 from gateway.routing import RoutingTable, Target
@@ -42,6 +43,8 @@ class WorkerState:
         self.use(RoutingTable())
         self.counters = Counters()
         self.condemned = Condemned()
+        self.edge: Edge | None = None
+        """What is asked and written down of each request; None: nothing."""
         self.waiting = WaitingRoom(self._resolve, lambda model, version: supervisor.ask("wake", model, version))
         self._loop = asyncio.get_running_loop()
         self._outbox: list[tuple[asyncio.Transport, bytes]] = []

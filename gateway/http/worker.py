@@ -14,6 +14,7 @@ from setproctitle import setproctitle
 
 from gateway.errors import DeadlineExceeded, ModelNotReady, from_code
 from gateway.http.cors import Cors
+from gateway.http.edge import open_edge
 from gateway.http.lines import Lines
 from gateway.http.servers import Servers
 from gateway.http.state import WorkerState
@@ -29,6 +30,7 @@ from gateway.ipc.messages import (
     Counts,
     Died,
     Hello,
+    Keys,
     MessageStream,
     Routes,
     Start,
@@ -41,6 +43,8 @@ log = logging.getLogger("gateway.worker")
 
 ASK_SECONDS = {"load": 600.0, "unload": 60.0, "wake": 3600.0, "register": 600.0, "scale": 600.0, "unregister": 60.0}
 ASK_DEFAULT_SECONDS = 10.0
+LAST_WORDS_SECONDS = 1.0
+"""So long may access log and spans take at the end."""
 
 
 class Worker:
@@ -48,6 +52,7 @@ class Worker:
 
     def __init__(self, stream: MessageStream[ToWorker], start: Start) -> None:
         self.state = WorkerState(self, start.max_body_bytes, start.request_timeout)
+        self.state.edge = open_edge(start)
         self.state.server_name = start.server_name
         self.state.cors = Cors(start.cors_origins) if start.cors_origins else None
         self._stream = stream
@@ -109,6 +114,8 @@ class Worker:
             self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
         elif isinstance(message, Died):
             self._lines.died(message)
+        elif isinstance(message, Keys) and self.state.edge is not None:
+            self.state.edge.use(message)
         elif isinstance(message, Condemned):
             self.state.condemned.add(message.digest)
         elif isinstance(message, AskUsage):
@@ -172,6 +179,8 @@ async def serve(control: socket.socket) -> None:
     gc.set_threshold(20_000, 20, 100)
     await servers.serve()
     listening.cancel()
+    if worker.state.edge is not None:
+        worker.state.edge.close(LAST_WORDS_SECONDS)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from gateway.keys import Key
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Signature
 
@@ -143,6 +144,15 @@ class Start(Message):
     tls_key: str = ""
     access_log: bool = False
     otlp_endpoint: str = ""
+    rates: int = -1
+    """Descriptor of the memory where all workers count what keys may do; -1: there is no file of keys."""
+
+
+class Keys(Message):
+    """All API keys, and the place of each in the memory of `Start.rates`; what is not in it is gone."""
+
+    keys: list[Key]
+    places: list[int]
 
 
 class InstanceAddress(msgspec.Struct, frozen=True):
@@ -275,7 +285,7 @@ class Ask(Message):
 ToRunner = Spawn | Kill
 FromRunner = RunnerReady | Forked | Exited
 FromInstance = Ready | Failed
-ToWorker = Start | Routes | Collect | Answer | Died | Condemned | AskUsage
+ToWorker = Start | Keys | Routes | Collect | Answer | Died | Condemned | AskUsage
 FromWorker = Hello | Applied | Counts | Ask | Condemned | Usage
 
 _encode = msgspec.msgpack.Encoder().encode

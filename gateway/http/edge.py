@@ -1,0 +1,132 @@
+"""An HTTP worker's edge: whether a request may come in, what it is called, and who writes it down."""
+
+import random
+import time
+from collections.abc import Sequence
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.errors import GatewayError, Unauthenticated
+from gateway.http import rates
+from gateway.http.access import Access, Holder, Need, bare, check_rate, check_time, key_in
+from gateway.http.access_log import AccessLog
+from gateway.http.calls import Call
+from gateway.http.identity import traceparent
+from gateway.http.rates import Memory
+from gateway.http.visit import Visit
+from gateway.ipc.messages import Keys, Start
+
+if TYPE_CHECKING:
+    from gateway.http.inference import Inference
+    from gateway.http.protocol import InferenceProtocol
+    from gateway.http.tracing import Tracing
+
+Shown = tuple[Access, bytes, Holder]
+"""The key that a connection's last request has shown, and whose it was found to be among which keys."""
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Client(Protocol):
+    """What is read of a connection."""
+
+    headers: list[tuple[bytes, bytes]]
+    shown: Shown | None
+
+
+class Edge:
+    """Made only where something of it is configured, so that a request otherwise costs one look."""
+
+    def __init__(self, shared: Memory | None, log: AccessLog | None, tracing: "Tracing | None") -> None:
+        self.access = Access()
+        self.rates = shared or rates.own_memory()
+        self._log = log
+        self._tracing = tracing
+        self.records = log is not None or tracing is not None
+        """Whether somebody wants to know of each request."""
+
+    def use(self, message: Keys) -> None:
+        """These keys are in force from now on."""
+        self.access = Access(message.keys, message.places)
+
+    def meet(self, inference: "Inference", connection: "InferenceProtocol", call: Call) -> None:
+        """The head of an inference is there: have it refused if it may not come in, and begin to write it down."""
+        refusal = self.refusal(connection, call.wish[0]) if self.access.required else None
+        if refusal is not None:
+            inference.turn_away(refusal)
+        if not self.records:
+            return
+        path = connection.url.partition(b"?")[0].decode("latin-1")
+        visit = Visit(self.record, "POST", path, connection.client, connection.scheme, inference.started)
+        inference.visit = visit
+        inference.body.request_id = self.begin(visit, inference.body.request_id, connection.headers)
+        visit.model, visit.protocol = call.wish[0], call.dialect.protocol
+        if self.access.required and connection.shown is not None and not isinstance(refusal, Unauthenticated):
+            visit.key = connection.shown[2].id
+
+    def refusal(self, connection: Client, model: str) -> GatewayError | None:
+        """Why an inference may not be made; None if it may.
+
+        A connection's requests mostly show the same key: whose it is has to be found out once.
+        """
+        access = self.access
+        value = key_in(connection.headers)
+        shown = connection.shown
+        try:
+            if shown is not None and value is not None and shown[0] is access and compare_digest(shown[1], value):
+                holder = shown[2]
+                if holder.mortal:
+                    check_time(holder, time.time())
+            else:
+                connection.shown = None
+                holder = access.holder(bare(value), time.time())
+                connection.shown = (access, value or b"", holder)
+            if not holder.infer or not holder.is_for(model):
+                holder.check(Need("infer", model))
+            if holder.interval:
+                check_rate(holder, self.rates, time.monotonic())
+        except GatewayError as error:
+            return error
+        return None
+
+    def begin(self, visit: Visit, identity: bytes, headers: Headers) -> bytes:
+        """Take down what a request is called; the id to answer with, which is made if the client has sent none."""
+        parent, state = None, ""
+        for name, value in headers:
+            if name == b"traceparent":
+                parent = traceparent(value)
+            elif name == b"tracestate":
+                state = value.decode("latin-1")
+        if self._tracing is not None:
+            self._tracing.begin(visit, parent, state)
+        elif parent is not None:
+            visit.trace_id = parent.trace_id
+        identity = identity or (visit.trace_id or f"{random.getrandbits(128):032x}").encode()
+        visit.request_id = identity.decode()
+        return identity
+
+    def record(self, visit: Visit) -> None:
+        """Write down a request that has ended."""
+        if self._log is not None:
+            self._log.add(visit)
+        if self._tracing is not None:
+            self._tracing.end(visit)
+
+    def close(self, seconds: float) -> None:
+        """Write down what is left, as far as that takes no longer than this."""
+        if self._log is not None:
+            self._log.close(seconds)
+        if self._tracing is not None:
+            self._tracing.close(seconds)
+
+
+def open_edge(start: Start) -> Edge | None:
+    """What the settings ask for; None if that is nothing."""
+    tracing = None
+    if start.otlp_endpoint:
+        from gateway.http.tracing import Tracing  # noqa: PLC0415 - an extra, and a third of a second
+
+        tracing = Tracing(start.otlp_endpoint)
+    if start.rates < 0 and not start.access_log and tracing is None:
+        return None
+    shared = rates.shared_memory(start.rates) if start.rates >= 0 else None
+    return Edge(shared, AccessLog() if start.access_log else None, tracing)

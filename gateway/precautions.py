@@ -1,0 +1,33 @@
+"""What must be right at the edge before anything is started: keys, TLS, and the package that tracing needs."""
+
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+from gateway import keys, tls
+from gateway.errors import ConfigError
+from gateway.settings import Settings
+
+
+def check(settings: Settings) -> None:
+    """ConfigError if a file of the settings cannot be used, or what they ask for is not installed."""
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigError("tls_cert and tls_key belong together: set both, or neither")
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        tls.server_context(settings.tls_cert, settings.tls_key)
+    if settings.keys_file is not None:
+        keys.read(settings.keys_file)
+    if settings.otlp_endpoint is not None:
+        url = urlsplit(settings.otlp_endpoint)
+        if url.scheme not in ("http", "https") or not url.netloc:
+            raise ConfigError("bad value for setting 'otlp_endpoint': write a URL such as http://127.0.0.1:4318")
+        if not _can_trace():
+            raise ConfigError("otlp_endpoint needs OpenTelemetry: pip install 'model-serving-gateway[tracing]'")
+
+
+def _can_trace() -> bool:
+    try:
+        return find_spec("opentelemetry.sdk.trace") is not None and (
+            find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+        )
+    except ModuleNotFoundError:
+        return False
