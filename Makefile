@@ -29,8 +29,9 @@ serve: setup ## Serve the example models in model_store
 
 clients: $(CLIENTS) ## Install clients for the tests that want other versions, into .venv-clients
 
-test: setup clients ## Run the tests
-	.venv/bin/python -m pytest $(ARGS)
+# Two processes, each with whole files, because most of a test is waiting for another process to start or to end.
+test: setup clients ## Run the tests; ARGS="-n 0 -k name" runs some of them in one process
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## Check style, format and types
 	.venv/bin/ruff check .

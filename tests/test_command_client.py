@@ -251,4 +251,5 @@ def test_the_shell_is_given_no_name_that_it_could_run(helpers: Any) -> None:
 
 
 def test_the_script_for_a_shell_is_shown(helpers: Any) -> None:
-    assert "_GATEWAY_COMPLETE=complete_bash" in helpers.command("--show-completion", "bash").stdout
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # whatever shell the tests have been started from
+    assert "_GATEWAY_COMPLETE=complete_bash" in helpers.command("--show-completion", "bash", **named).stdout
