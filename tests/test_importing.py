@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import subprocess
@@ -6,8 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 ROWS = [0.5, 1.5, -2.0, 3.0]
 PROGRAM_SECONDS = 30
 
@@ -25,6 +31,18 @@ def report(*arguments: str | Path) -> tuple[int, dict[str, dict[str, Any]]]:
     done = command(*arguments, "--json")
     assert done.stderr == ""
     return done.returncode, {each["model"]: each for each in json.loads(done.stdout)["models"]}
+
+
+def classifier() -> nn.Module:
+    """A model of images of 224 by 224 pixels, the same each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10)).eval()
+
+
+def torchscript(module: nn.Module) -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), file)
+    return file.getvalue()
 
 
 def foreign(directory: Path, built: Path) -> dict[str, Path]:
@@ -48,6 +66,11 @@ def foreign(directory: Path, built: Path) -> dict[str, Path]:
         model = {"modelName": "from_torchserve", "serializedFile": "net.pt", "handler": "base_handler"}
         archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model | {"modelVersion": "3.0"}}))
         archive.write(torch, "net.pt")
+    with zipfile.ZipFile(found["torchserve"] / "images.mar", "w") as archive:
+        model = {"modelName": "from_torchserve_images", "serializedFile": "net.pt", "handler": "image_classifier"}
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model | {"modelVersion": "1.0"}}))
+        archive.writestr("net.pt", torchscript(classifier()))
+        archive.writestr("index_to_name.json", json.dumps({str(index): f"class {index}" for index in range(10)}))
     (found["mlserver"] / "one").mkdir(parents=True)
     shutil.copy(torch, found["mlserver"] / "one" / "net.pt")
     settings = {"name": "from_mlserver", "implementation": "mine.Torch", "parameters": {"uri": "./net.pt"}}
@@ -92,6 +115,23 @@ def test_an_imported_model_answers_as_before(imported: Any, helpers: Any, model:
         answers.append([output["data"] for output in answer.json()["outputs"]])
     assert answers[0] == answers[1]
     assert imported.http.get(f"/v2/models/{model}").json()["versions"] == [str(version)]
+
+
+def test_an_imported_image_classifier_classifies_as_torchserve_does(imported: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((320, 256), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    pixels = np.asarray(image.crop((48, 16, 272, 240))).transpose(2, 0, 1).astype(np.float32) / 255
+    mean, std = (np.array(each, np.float32)[:, None, None] for each in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.inference_mode():
+        found, classes = torch.topk(
+            torch.softmax(classifier()(torch.from_numpy((pixels - mean) / std)[None]), dim=1), 5
+        )
+    wanted = {f"class {index}": share for index, share in zip(classes[0].tolist(), found[0].tolist(), strict=True)}
+    answer = imported.http.post("/predictions/from_torchserve_images", content=file.getvalue())
+    assert list(answer.json()) == list(wanted)
+    assert answer.json() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_names_of_triton_are_those_of_the_imported_model(imported: Any) -> None:
