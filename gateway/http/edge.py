@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Sequence
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gateway.errors import GatewayError, Unauthenticated
 from gateway.http import rates
@@ -17,8 +17,6 @@ from gateway.http.visit import Visit
 from gateway.ipc.messages import Keys, Start
 
 if TYPE_CHECKING:
-    from gateway.http.inference import Inference
-    from gateway.http.protocol import InferenceProtocol
     from gateway.http.tracing import Tracing
 
 Shown = tuple[Access, bytes, Holder]
@@ -27,10 +25,13 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Client(Protocol):
-    """What is read of a connection."""
+    """What is read of a connection, and kept with it."""
 
     headers: list[tuple[bytes, bytes]]
     shown: Shown | None
+    url: bytes
+    client: Any
+    scheme: Literal["http", "https"] | None
 
 
 class Edge:
@@ -47,21 +48,6 @@ class Edge:
     def use(self, message: Keys) -> None:
         """These keys are in force from now on."""
         self.access = Access(message.keys, message.places)
-
-    def meet(self, inference: "Inference", connection: "InferenceProtocol", call: Call) -> None:
-        """The head of an inference is there: have it refused if it may not come in, and begin to write it down."""
-        refusal = self.refusal(connection, call.wish[0]) if self.access.required else None
-        if refusal is not None:
-            inference.turn_away(refusal)
-        if not self.records:
-            return
-        path = connection.url.partition(b"?")[0].decode("latin-1")
-        visit = Visit(self.record, "POST", path, connection.client, connection.scheme, inference.started)
-        inference.visit = visit
-        inference.body.request_id = self.begin(visit, inference.body.request_id, connection.headers)
-        visit.model, visit.protocol = call.wish[0], call.dialect.protocol
-        if self.access.required and connection.shown is not None and not isinstance(refusal, Unauthenticated):
-            visit.key = connection.shown[2].id
 
     def refusal(self, connection: Client, model: str) -> GatewayError | None:
         """Why an inference may not be made; None if it may.
@@ -87,6 +73,17 @@ class Edge:
         except GatewayError as error:
             return error
         return None
+
+    def visit(
+        self, client: Client, call: Call, started: float, identity: bytes, refusal: GatewayError | None
+    ) -> tuple[Visit, bytes]:
+        """Begin to write down an inference, refused or not; also the id to answer with."""
+        path = client.url.partition(b"?")[0].decode("latin-1")
+        visit = Visit(self.record, "POST", path, client.client, client.scheme, started)
+        visit.model, visit.protocol = call.wish[0], call.dialect.protocol
+        if self.access.required and client.shown is not None and not isinstance(refusal, Unauthenticated):
+            visit.key = client.shown[2].id
+        return visit, self.begin(visit, identity, client.headers)
 
     def begin(self, visit: Visit, identity: bytes, headers: Headers) -> bytes:
         """Take down what a request is called; the id to answer with, which is made if the client has sent none."""

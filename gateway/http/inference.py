@@ -9,6 +9,7 @@ from gateway.http import compression
 from gateway.http.body import LARGE
 from gateway.http.dialect import InferenceRequest
 from gateway.http.dispatch import Dispatch
+from gateway.http.edge import Edge
 from gateway.http.responses import error_headers, response_head
 from gateway.http.visit import GONE, Visit
 from gateway.ipc.framing import ResultHeader
@@ -51,8 +52,8 @@ class Inference(Dispatch):
         connection = self._connection
         self.keep_alive = connection.parser.should_keep_alive() and connection.parser.get_http_version() != "1.0"
         self.body.read_headers(connection.headers)
-        if connection.state.edge is not None:
-            connection.state.edge.meet(self, connection, self._call)
+        if (edge := connection.state.edge) is not None:
+            self._show_at(edge)
         if self.body.size > LARGE:
             self._count_arriving(self.body.size)
         if connection.expect_100_continue and self.has_turn:
@@ -65,10 +66,16 @@ class Inference(Dispatch):
             self.keep_alive = False
             self._answer_error(self.body.error)
 
-    def turn_away(self, error: GatewayError) -> None:
-        """Nothing of it is kept or computed; it is answered with this."""
-        self._error = error
-        self.body.refuse(error)
+    def _show_at(self, edge: Edge) -> None:
+        """Have it let in, and written down; if it is refused, nothing of it is kept or computed."""
+        refusal = edge.refusal(self._connection, self._call.wish[0]) if edge.access.required else None
+        if refusal is not None:
+            self._error = refusal
+            self.body.refuse(refusal)
+        if edge.records:
+            self.visit, self.body.request_id = edge.visit(
+                self._connection, self._call, self.started, self.body.request_id, refusal
+            )
 
     def take(self, piece: bytes) -> None:
         """Called for each piece of the body that comes through the parser."""

@@ -3,7 +3,6 @@
 Source: tensorflow_serving/model_servers/http_rest_api_handler.cc and http_rest_api_util.cc, docs api_rest.md.
 """
 
-import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 import orjson
 
 from gateway.errors import GatewayError, ModelNotFound, RequestError, VersionNotFound
-from gateway.http import large_json
-from gateway.http.dialect import Body, Dialect, InferenceRequest
+from gateway.http.dialect import Body, InferenceRequest
 from gateway.http.form import checked_form
+from gateway.http.json_dialect import JsonDialect
 from gateway.http.responses import status_of
 from gateway.http.tfserving_examples import example, features
 from gateway.http.tfserving_inputs import Tensor, from_inputs, from_instances
@@ -36,7 +35,7 @@ NUMERIC_LABEL = "label "
 Inputs = list[Tensor]
 
 
-class TensorFlowServing(Dialect):
+class TensorFlowServing(JsonDialect):
     """What the three calls have in common."""
 
     protocol = "tfserving"
@@ -46,39 +45,9 @@ class TensorFlowServing(Dialect):
         """See Dialect."""
         return answer_to(error, *wish)
 
-    def encode(
-        self,
-        request: InferenceRequest,
-        target: Target,  # noqa: ARG002 - Dialect's
-        header: ResultHeader,
-        tensors: Sequence[Buffer],
-    ) -> tuple[bytes, list[Buffer]]:
-        """See Dialect."""
-        return b"".join(self._parts(request, self._outputs(header, tensors))), []
-
-    def takes_long(self, request: InferenceRequest, header: ResultHeader) -> bool:  # noqa: ARG002 - Dialect's
-        """See Dialect."""
-        for tensor in header.outputs:
-            if tensor.size > (large_json.MOST_TEXT if tensor.datatype == "BYTES" else large_json.MOST):
-                raise RequestError(f"output '{tensor.name}' has {tensor.size} bytes, which is too much for JSON")
-        return True
-
-    async def encode_in_turns(
-        self,
-        request: InferenceRequest,
-        target: Target,  # noqa: ARG002 - Dialect's
-        header: ResultHeader,
-        tensors: Sequence[bytes],
-    ) -> tuple[bytes, list[Buffer]]:
-        """See Dialect."""
-        parts, size = [], 0
-        for part in self._parts(request, self._outputs(header, tensors)):
-            parts.append(part)
-            size += len(part)
-            if size > large_json.FROM:
-                size = 0
-                await asyncio.sleep(0)
-        return b"".join(parts), []
+    def parts(self, request: InferenceRequest, header: ResultHeader, tensors: Sequence[Buffer]) -> Iterator[bytes]:
+        """See JsonDialect."""
+        return self._parts(request, self._outputs(header, tensors))
 
     @staticmethod
     def _outputs(header: ResultHeader, tensors: Sequence[Buffer]) -> dict[str, Array]:

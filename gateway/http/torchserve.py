@@ -3,16 +3,16 @@
 Source: pytorch/serve docs inference_api.md, frontend InferenceRequestHandler.java, ts/torch_handler/base_handler.py.
 """
 
-import asyncio
 import re
 from collections.abc import Iterator, Sequence
 
 import orjson
 
 from gateway.errors import GatewayError, RequestError
-from gateway.http import large_json, torchserve_errors
-from gateway.http.dialect import Body, Dialect, InferenceRequest
+from gateway.http import torchserve_errors
+from gateway.http.dialect import Body, InferenceRequest
 from gateway.http.form import checked_form
+from gateway.http.json_dialect import JsonDialect
 from gateway.http.tfserving_outputs import array_of, pieces, text_of
 from gateway.http.torchserve_inputs import read
 from gateway.http.waiting import Wish
@@ -35,7 +35,7 @@ class PredictionRequest(InferenceRequest):
     """It came as `instances`."""
 
 
-class Predictions(Dialect):
+class Predictions(JsonDialect):
     """POST /predictions/{model}[/{version or label}]."""
 
     protocol = "torchserve"
@@ -55,39 +55,9 @@ class Predictions(Dialect):
         request.header = form.header_for(sizes)
         return request
 
-    def encode(
-        self,
-        request: InferenceRequest,
-        target: Target,  # noqa: ARG002 - Dialect's
-        header: ResultHeader,
-        tensors: Sequence[Buffer],
-    ) -> tuple[bytes, list[Buffer]]:
-        """See Dialect."""
-        return b"".join(_parts(request, header, tensors)), []
-
-    def takes_long(self, request: InferenceRequest, header: ResultHeader) -> bool:  # noqa: ARG002 - Dialect's
-        """See Dialect."""
-        for tensor in header.outputs:
-            if tensor.size > (large_json.MOST_TEXT if tensor.datatype == "BYTES" else large_json.MOST):
-                raise RequestError(f"output '{tensor.name}' has {tensor.size} bytes, which is too much for JSON")
-        return True
-
-    async def encode_in_turns(
-        self,
-        request: InferenceRequest,
-        target: Target,  # noqa: ARG002 - Dialect's
-        header: ResultHeader,
-        tensors: Sequence[bytes],
-    ) -> tuple[bytes, list[Buffer]]:
-        """See Dialect."""
-        parts, size = [], 0
-        for part in _parts(request, header, tensors):
-            parts.append(part)
-            size += len(part)
-            if size > large_json.FROM:
-                size = 0
-                await asyncio.sleep(0)
-        return b"".join(parts), []
+    def parts(self, request: InferenceRequest, header: ResultHeader, tensors: Sequence[Buffer]) -> Iterator[bytes]:
+        """See JsonDialect."""
+        return _parts(request, header, tensors)
 
     def error(self, error: GatewayError, wish: Wish) -> tuple[int, bytes]:
         """See Dialect."""
