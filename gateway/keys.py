@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 import yaml
 
+from gateway import yaml_text
 from gateway.errors import ConfigError
 from gateway.store.regular import open_regular
 
@@ -108,9 +109,9 @@ def moment(text: str, now: datetime) -> datetime:
 def parse(data: bytes) -> list[Key]:
     """The keys in a file's bytes, YAML or JSON; ConfigError says what is wrong with them."""
     try:
-        found = msgspec.json.decode(data) if data.lstrip()[:1] == b"{" else yaml.safe_load(data)
+        found = msgspec.json.decode(data) if data.lstrip()[:1] == b"{" else yaml_text.read(data)
         keys = msgspec.convert(found if found is not None else {}, _File).keys
-    except (yaml.YAMLError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError((str(error).splitlines() or ["it makes no sense"])[0]) from None
     if len(keys) > MAX_KEYS:
         raise ConfigError(f"it has {len(keys)} keys, more than {MAX_KEYS}")

@@ -10,6 +10,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from gateway import yaml_text
 from gateway.errors import ConfigError
 from gateway.sizes import parse_size
 
@@ -134,7 +135,7 @@ def any_settings(**from_command_line: Any) -> Settings:
     given = {name: value for name, value in from_command_line.items() if value is not None}
     try:
         path = Path(CONFIG_FILE)
-        if path.is_file() and not isinstance(yaml.safe_load(path.read_bytes()), dict | None):
+        if path.is_file() and not isinstance(yaml_text.read(path.read_bytes()), dict | None):
             raise ConfigError(f"{CONFIG_FILE} must be settings, one 'key: value' a line")
         return Settings(**given)
     except pydantic.ValidationError as error:

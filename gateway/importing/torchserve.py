@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from gateway import yaml_text
 from gateway.errors import ConfigError
 from gateway.importing import archive
 from gateway.importing.fields import Fields, tree_of
@@ -133,12 +134,12 @@ def translate(config: Fields, translation: Translation) -> None:
 def _decoded(text: bytes, title: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         raise ConfigError(f"{title} is no JSON object") from None
 
 
 def _yaml(text: bytes, title: str) -> dict[str, Any]:
     try:
-        return msgspec.yaml.decode(text, type=dict[str, Any] | None) or {}
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return msgspec.convert(yaml_text.read(text), dict[str, Any] | None) or {}
+    except (ValueError, RecursionError):
         raise ConfigError(f"{title!r:.80} is no YAML object") from None

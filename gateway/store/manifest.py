@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from gateway import yaml_text
 from gateway.errors import ConfigError
 from gateway.sizes import parse_size
 from gateway.store import processing
@@ -131,10 +132,10 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 def parse(text: str | bytes) -> ModelConfig:
     """The configuration in a model.yaml; ConfigError names the key that is wrong."""
     try:
-        config = msgspec.yaml.decode(text, type=ModelConfig | None) or ModelConfig()
+        config = msgspec.convert(yaml_text.read(text), ModelConfig | None) or ModelConfig()
     except msgspec.ValidationError as error:
         raise ConfigError(f"model.yaml: {error}") from None
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         raise ConfigError("model.yaml is not YAML") from None
     for tensor in (*config.inputs, *config.outputs):
         if tensor.datatype not in DTYPES:
