@@ -66,7 +66,12 @@ class Keyring:
         """Tell what is in the file whenever that changes, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if (news := await asyncio.to_thread(self.look)) is not None:
+            try:
+                news = await asyncio.to_thread(self.look)
+            except Exception:  # a defect of ours must not have revoked keys hold on for ever
+                log.exception("%s cannot be looked at; the keys until now stay in force", self.path)
+                continue
+            if news is not None:
                 tell(news)
 
 

@@ -8,17 +8,22 @@ _FACTORS = {
     "ki": 2**10, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
 
+MOST = 1 << 60
+
 
 def parse_size(text: str | int) -> int:
     """Bytes; ValueError if the text is no amount of memory."""
     if isinstance(text, int):
-        if text < 0:
-            raise ValueError(f"{text} is no amount of memory")
+        if not 0 <= text <= MOST:
+            raise ValueError(f"{str(text)[:40]} is no amount of memory")
         return text
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is no amount of memory; write 512MB, 8GiB or a number of bytes")
-    return int(float(match[1]) * _FACTORS[match[2] or ""])
+    size = float(match[1]) * _FACTORS[match[2] or ""]
+    if size > MOST:
+        raise ValueError(f"{text[:40]!r} is no amount of memory that there is")
+    return int(size)
 
 
 def format_size(size: float) -> str:

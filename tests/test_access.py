@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import Forbidden, RateLimited, Unauthenticated
 from gateway.http.access import Access, Holder, Need, bare, check_rate, key_in, need_of
+from gateway.http.app import create_app
+from gateway.http.management import create_management_app
 from gateway.http.rates import own_memory
 from gateway.keys import Key, new_key
 
@@ -35,6 +37,7 @@ def access_to(*keys: Key) -> Access:
         ("http", "/", Need("infer")),
         ("http", "/docs", Need("infer")),
         ("http", "/metrics", Need("metrics", everything=True)),
+        ("http", "/monitoring/prometheus/metrics", Need("metrics", everything=True)),
         ("metrics", "/anything", Need("metrics", everything=True)),
         ("http", "/v2/repository/index", Need("admin", everything=True)),
         ("http", "/v2/repository", Need("admin", everything=True)),
@@ -55,6 +58,16 @@ def access_to(*keys: Key) -> Access:
 def test_a_call_needs_a_scope_and_perhaps_a_model(listener: str, path: str, need: Need) -> None:
     assert need_of(listener, path) == need
     assert need_of(listener, path, preflight=True) == Need(None)
+
+
+def test_every_route_of_a_model_needs_a_key_for_that_model_and_no_other_names_one() -> None:
+    for listener, app in (("http", create_app()), ("management", create_management_app())):
+        for route in app.routes:
+            path = getattr(route, "path", "").replace("{model}", "mine").replace("{version}", "1")
+            need = need_of(listener, path)
+            assert need.model == ("mine" if "mine" in path else None), path
+            assert need.scope is not None or path in {"/ping", "/v2/health/live", "/v2/health/ready"}, path
+            assert need.everything or "metrics" not in path, path
 
 
 @given(st.text(max_size=20))

@@ -79,16 +79,16 @@ def test_packed_answers_vary_by_both(open_to_one: Any) -> None:
 
 def test_other_pages_are_told_nothing(open_to_one: Any) -> None:
     for origin in ("https://evil.example", "https://page.example.evil", "http://page.example", "null", ""):
-        for path, sent in (("/v2/models/mlp/infer", body("mlp")), ("/v2/repository/index", {})):
+        for path, sent, status in (("/v2/models/mlp/infer", body("mlp"), 200), ("/v2/repository/index", {}, 403)):
             answer = open_to_one.http.post(path, json=sent, headers={"origin": origin})
-            assert answer.status_code == 200  # it is the browser that keeps it from the page
+            assert answer.status_code == status  # it is the browser that keeps an answer from the page
             assert "access-control-allow-origin" not in answer.headers
         refused = open_to_one.http.options("/v2/models/mlp/infer", headers={"origin": origin, **PREFLIGHT})
         assert "access-control-allow-origin" not in refused.headers
 
 
 def test_without_the_setting_nothing_is_said(gateway: Any) -> None:
-    for path, sent in (("/v2/models/mlp/infer", body("mlp")), ("/v2/repository/index", {})):
+    for path, sent in (("/v2/models/mlp/infer", body("mlp")), ("/v2/models/mlp/generate", {"x": [0.5] * 16})):
         answer = gateway.http.post(path, json=sent, headers={"origin": PAGE})
         assert answer.status_code == 200
         assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -74,6 +74,8 @@ def test_the_first_admin_key_opens_them_to_its_owner(exposed: Any, keys_file: Pa
     for method, path in CHANGES:
         assert exposed.http.request(method, path).status_code == 401
     assert exposed.http.post("/v2/models/mlp/infer", json=BODY).status_code == 401
+    preflight = {"origin": PAGE, "access-control-request-method": "POST"}
+    assert exposed.http.options("/v2/models/mlp/infer", headers=preflight).status_code == 200
     assert exposed.http.post("/v2/models/mlp/infer", json=BODY, headers=headers).status_code == 200
     helpers.keys(keys_file, "revoke", "me")
     helpers.until(lambda: exposed.http.post("/v2/repository/index", headers=headers).status_code == 403, 10)

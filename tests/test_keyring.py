@@ -49,7 +49,7 @@ def test_only_a_change_is_news(keyring: Keyring, file: Path) -> None:
     assert len(set(news.places)) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"  \n", b"keys: [{}]", b"\xff", b"keys: ["])
+@pytest.mark.parametrize("content", [b"", b"  \n", b"keys: [{}]", b"\xff", b"keys: [", b"keys:\n- !!bool x"])
 def test_a_file_that_became_bad_changes_nothing_and_is_told_once(
     keyring: Keyring, file: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,9 +1,11 @@
 """TorchServe's management API over a gateway of its own: what is changed by hand, while clients go on."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -185,3 +187,27 @@ def test_a_body_that_is_none_is_refused(manage: httpx.Client, body: bytes) -> No
 
 def test_the_listener_describes_itself(manage: httpx.Client) -> None:
     assert "/models/{model}" in manage.options("/").json()["paths"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"origin": "http://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"host": "evil.example"},
+        {"host": "evil.example", "origin": "http://evil.example"},
+    ],
+)
+def test_a_web_page_of_somebody_else_changes_nothing(server: Any, manage: httpx.Client, page: dict[str, str]) -> None:
+    refused(manage.delete("/models/mlp", headers=page), 403, "ForbiddenException")
+    answer = server.http.post("/v2/repository/models/mlp/unload", headers=page | {"content-type": "text/plain"})
+    assert answer.status_code == 403
+    assert "error" in answer.json()
+    assert one(manage)["status"] == "READY"
+
+
+def test_heads_are_limited_here_too(server: Any) -> None:
+    address = urlsplit(server.listener("management"))
+    with socket.create_connection((address.hostname, address.port), 20) as connection:
+        connection.sendall(b"GET /models HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * (1 << 17))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 431 ")

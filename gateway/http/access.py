@@ -19,6 +19,7 @@ _NO_HASH = bytes(32)
 _FLAGS = re.IGNORECASE | re.DOTALL
 _HEALTH = re.compile(r"/v2/health(?:/.*)?|/ping/?", _FLAGS)
 _ADMIN = re.compile(r"/v2/repository(?:/models/(?P<model>[^/]+)/.*|/.*)?", _FLAGS)
+_METRICS = {"/metrics", "/monitoring/prometheus/metrics"}
 _MANAGED = re.compile(r"/models(?:/(?P<model>[^/]+)(?:/.*)?)?/?", _FLAGS)
 _OF_A_MODEL = re.compile(
     r"/v2/models/([^/]+)(?:/.*)?|/v1/models/([^/:]+).*|/(?:predictions|explanations)/([^/]+)(?:/.*)?", _FLAGS
@@ -37,12 +38,12 @@ class Need(NamedTuple):
 def need_of(listener: str, path: str, *, preflight: bool = False) -> Need:
     """What a call of a listener (http, management, metrics) needs; the path is decoded, without its query.
 
-    A browser's preflight (Fetch standard, 4.8) carries no key and does nothing.
+    A browser's preflight (Fetch standard, 4.8) carries no key and does nothing, where it is answered as one.
     """
     path = path.removesuffix("\n")  # the router ends its patterns with $, which overlooks one
     if preflight or _HEALTH.fullmatch(path):
         return Need(None)
-    if listener == "metrics" or path == "/metrics":
+    if listener == "metrics" or path in _METRICS:
         return Need("metrics", everything=True)
     found = _ADMIN.fullmatch(path) or _MANAGED.fullmatch(path)
     if found:

@@ -1,7 +1,7 @@
 """The edge for every call but inference: an ASGI middleware that refuses, gives ids back and has calls written down."""
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +11,7 @@ from gateway.errors import GatewayError
 from gateway.http.access import Access, bare, check_rate, key_in, need_of, without_admin
 from gateway.http.edge import Edge, Headers
 from gateway.http.identity import request_id
+from gateway.http.pages import check_page
 from gateway.http.state import WorkerState
 from gateway.http.visit import GONE, Visit
 
@@ -20,11 +21,14 @@ _NO_KEYS = Access()
 class Guard:
     """Stands before the app of one listener (http, management, metrics), which is on loopback or not."""
 
-    def __init__(self, app: ASGIApp, state: WorkerState, listener: str, loopback: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, state: WorkerState, listener: str, *, loopback: bool, origins: Iterable[str] = ()
+    ) -> None:
         self._app = app
         self._state = state
         self._listener = listener
         self._loopback = loopback
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Called by Starlette."""
@@ -54,8 +58,8 @@ class Guard:
 
     def _check(self, edge: Edge | None, scope: Scope, headers: Headers, visit: Visit | None) -> None:
         """Raise the refusal of a call that may not be made."""
-        asking = scope["method"] == "OPTIONS"
-        preflight = asking and any(name == b"access-control-request-method" for name, _ in headers)
+        pages = self._state.cors is not None and self._listener == "http" and scope["method"] == "OPTIONS"
+        preflight = pages and {b"origin", b"access-control-request-method"} <= {name for name, _ in headers}
         need = need_of(self._listener, scope["path"], preflight=preflight)
         access = _NO_KEYS if edge is None else edge.access
         if visit is not None:
@@ -65,6 +69,8 @@ class Guard:
         if need.scope == "admin" and not self._loopback and not access.administered:
             raise without_admin()
         if edge is None or not access.required:
+            if need.scope == "admin":
+                check_page(headers, self._origins)
             return
         holder = access.holder(bare(key_in(headers)), time.time())
         if visit is not None:

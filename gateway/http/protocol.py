@@ -36,6 +36,7 @@ DIRECT_FROM = LARGE
 class InferenceProtocol(HttpToolsProtocol):
     """One client connection."""
 
+    infers = True
     state: WorkerState
     shown: Shown | None = None
 
@@ -84,7 +85,7 @@ class InferenceProtocol(HttpToolsProtocol):
         """Called by the parser: an inference request, or one for uvicorn."""
         self._in_head = False
         self._head_bytes = 0
-        if self.parser.get_method() == b"POST":
+        if self.infers and self.parser.get_method() == b"POST":
             path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
             call = self.state.calls.get(path) or self.state.calls.find(path)
             if call is not None:
@@ -257,6 +258,12 @@ class InferenceProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         super().connection_lost(exc)
         self.cycle = None  # type: ignore[assignment] # as uvicorn begins; it and its request hold each other
+
+
+class GuardedProtocol(InferenceProtocol):
+    """A connection of a listener where nothing is inferred, with the same limits of sizes and times."""
+
+    infers = False
 
 
 class BodyReader(asyncio.BufferedProtocol):

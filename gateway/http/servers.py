@@ -16,7 +16,7 @@ from gateway.http import cors
 from gateway.http.app import create_app, create_metrics_app
 from gateway.http.guard import Guard
 from gateway.http.management import create_management_app
-from gateway.http.protocol import InferenceProtocol
+from gateway.http.protocol import GuardedProtocol, InferenceProtocol
 from gateway.http.state import WorkerState
 from gateway.ipc.messages import Start
 
@@ -81,14 +81,17 @@ class Servers:
         app.state.worker = state
         if name == "http" and self._start.cors_origins:
             cors.allow(app, self._start.cors_origins)
-        app.add_middleware(Guard, state=state, listener=name, loopback=name in self._start.loopback)
+        start = self._start
+        app.add_middleware(
+            Guard, state=state, listener=name, loopback=name in start.loopback, origins=start.cors_origins
+        )
         return app
 
     def _server(self, name: str, app: FastAPI) -> _Server:
         start, certificate = self._start, self._certificate
         config = uvicorn.Config(
             app,
-            http=InferenceProtocol if name == "http" else "httptools",
+            http=InferenceProtocol if name == "http" else GuardedProtocol,
             ws="none",
             lifespan="off",
             proxy_headers=False,

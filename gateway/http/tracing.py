@@ -1,5 +1,6 @@
 """Spans of requests for an OpenTelemetry collector. Imported only where one is configured: the SDK is an extra."""
 
+import logging
 import os
 import re
 import threading
@@ -29,6 +30,8 @@ from gateway.http.visit import GONE, Visit
 
 MOST_SPANS = 1 << 14
 """That wait for the collector; those beyond are dropped. OTEL_BSP_MAX_QUEUE_SIZE says otherwise."""
+MOST_STATE = 512
+"""Of a tracestate, in characters (W3C Trace Context, 3.3.1.5)."""
 TRACES = "/v1/traces"
 _PLACES = (
     (re.compile(r"/models/[^/:]+"), "/models/{model}"),
@@ -45,6 +48,9 @@ def route_of(path: str) -> str:
     for pattern, placeholder in _PLACES:
         path = pattern.sub(placeholder, path, count=1)
     return path
+
+
+logging.getLogger("opentelemetry.trace.span").setLevel(logging.CRITICAL)  # it logs what clients send
 
 
 class Tracing:
@@ -70,7 +76,7 @@ class Tracing:
                 int(parent.span_id, 16),
                 is_remote=True,
                 trace_flags=TraceFlags(parent.flags),
-                trace_state=TraceState.from_header([state]) if state else None,
+                trace_state=TraceState.from_header([state]) if 0 < len(state) <= MOST_STATE else None,
             )
             context = set_span_in_context(NonRecordingSpan(caller), context)
         span = self._tracer.start_span(

@@ -23,8 +23,10 @@ FRAMEWORKS: dict[str, str] = {"pytorch_torchscript": "pytorch", "tensorflow_save
 FILE = "model.yaml"
 MAX_BYTES = 1 << 20
 
-PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
-NaturalInt = Annotated[int, msgspec.Meta(ge=0)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+NaturalInt = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+VersionNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Extent = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 LABEL_FILE = re.compile(r"[^/\0]{1,255}")
 MAX_LABELS = 1 << 16
@@ -36,7 +38,7 @@ class TensorConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
     datatype: str
-    shape: list[Annotated[int, msgspec.Meta(ge=-1)]]
+    shape: list[Extent]
     labels: str | list[str] = []
     """Of an output: the names of its classes; as it is written, also the name of a file with one a line."""
 
@@ -64,7 +66,7 @@ class VersionPolicy(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Which versions are served: the `latest` so many, or those listed; exactly one of the two is given."""
 
     latest: PositiveInt | None = None
-    specific: Annotated[list[NaturalInt], msgspec.Meta(min_length=1)] | None = None
+    specific: Annotated[list[VersionNumber], msgspec.Meta(min_length=1)] | None = None
 
 
 class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -83,7 +85,7 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stateful: bool = False
     warmup: Warmup = Warmup()
     version_policy: Literal["latest", "all"] | VersionPolicy = "latest"
-    version_labels: dict[str, NaturalInt] = {}
+    version_labels: dict[str, VersionNumber] = {}
     pinned: bool = False
     idle_ttl: PositiveSeconds | None = None
     execution_timeout: PositiveSeconds = 60.0

@@ -1,0 +1,46 @@
+import pytest
+
+from gateway.errors import Forbidden
+from gateway.http.pages import check_page
+
+FRIEND = "https://friend.example"
+
+
+def headers(**given: str) -> list[tuple[bytes, bytes]]:
+    return [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"host": "127.0.0.1:8000"},
+        {"host": "localhost"},
+        {"host": "gateway:8000"},
+        {"host": "[::1]:8000"},
+        {"host": "api.localhost:8000"},
+        {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000", "sec_fetch_site": "same-origin"},
+        {"host": "127.0.0.1:8000", "sec_fetch_site": "none"},
+        {"host": "127.0.0.1:8000", "origin": FRIEND, "sec_fetch_site": "cross-site"},
+    ],
+)
+def test_programs_the_gateways_own_pages_and_friends_may(given: dict[str, str]) -> None:
+    check_page(headers(**given), {FRIEND})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.example:8000"},
+        {"host": "evil.example:8000", "origin": "http://evil.example:8000"},
+        {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:9000"},
+        {"host": "127.0.0.1:8000", "origin": "null"},
+        {"host": "localhost", "origin": "http://evil.example"},
+        {"host": "localhost", "sec_fetch_site": "cross-site"},
+        {"host": "localhost", "sec_fetch_site": "same-site"},
+    ],
+)
+def test_pages_of_others_may_not(given: dict[str, str]) -> None:
+    with pytest.raises(Forbidden):
+        check_page(headers(**given), {FRIEND})
