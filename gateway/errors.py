@@ -15,6 +15,7 @@ GatewayError
 ├─ DeadlineExceeded           the time allowed for the request is over
 ├─ OutOfMemory                the model needed more memory than its device has
 ├─ InferenceFailed            the model itself raised
+│  └─ InputRefused            … and says that it is for what it was given
 ├─ Conflict                   what is asked for contradicts what is there
 ├─ NotSupported               a call that this gateway refuses to implement
 ├─ LoadFailed                 an artifact cannot be served; the text becomes the version's reason
@@ -122,6 +123,12 @@ class InferenceFailed(GatewayError):
     """The model itself raised; the message is the framework's."""
 
     code = "inference_failed"
+
+
+class InputRefused(InferenceFailed):
+    """The model raised for what it was given, as TensorFlow tells with INVALID_ARGUMENT."""
+
+    code = "input_refused"
 
 
 class Conflict(GatewayError):

@@ -19,7 +19,11 @@ class NotYet(ModelNotReady):
         self.route = route
 
 
-class Unloaded(ModelNotReady):
+class NotServed(ModelNotReady):
+    """A version that is in the store, and of which nobody is waiting to answer: it has failed, or is unloaded."""
+
+
+class Unloaded(NotServed):
     """A version that somebody has unloaded."""
 
 
@@ -155,6 +159,8 @@ class RoutingTable:
                 raise NotYet(route, message)
             if route.state == "UNLOADED":
                 raise Unloaded(message)
+            if route.state == "FAILED" and not route.refusal:
+                raise NotServed(message)
             raise from_code(route.refusal, message) if route.refusal else ModelNotReady(message)
         return target
 

@@ -68,6 +68,7 @@ def test_every_error_says_what_it_means(kind: type[GatewayError]) -> None:
         (errors.DeadlineExceeded, 504),
         (errors.OutOfMemory, 507),
         (errors.InferenceFailed, 500),
+        (errors.InputRefused, 400),
         (errors.NotSupported, 501),
         (errors.ProtocolError, 500),
         (errors.GatewayError, 500),

@@ -151,7 +151,14 @@ def test_who_registers_need_not_wait_either(manage: httpx.Client, helpers: Any) 
         ("POST", "/models?url=nobody", 404, "ModelNotFoundException", "Model not found in model store: nobody"),
         ("POST", "/models?url=mlp/9", 404, "ModelVersionNotFoundException", "has no version 9 in the model store"),
         ("POST", "/models?url=old", 400, "BadRequestException", "`gateway import` reads model archives"),
-        ("POST", "/models?url=old.mar", 400, "BadRequestException", "`gateway import` reads model archives"),
+        ("POST", "/models?url=old.mar", 404, "ModelNotFoundException", "`gateway import` reads model archives"),
+        (
+            "POST",
+            "/models/?url=/tmp/m.mar",
+            404,
+            "ModelNotFoundException",
+            "Model not found in model store: /tmp/m.mar",
+        ),
         ("GET", "/models/nobody", 404, "ModelNotFoundException", "Model not found: nobody"),
         (
             "GET",

@@ -148,12 +148,15 @@ def test_each_dialect_has_its_own_words_for_an_example() -> None:
     matrix, column, scalar = given("a", (1, 2), 1, 2), given("b", (1,), 3), given("c", (), 4)
     assert examples.infer([scalar]) == {"inputs": [{"name": "c", "shape": (), "datatype": "FP32", "data": [4]}]}
     assert examples.generate([matrix, column, scalar]) == {"a": [1, 2], "b": 3, "c": 4}
+    free = Signature("usual", (), (TensorSpec("y", "FP32", (-1, 3)),))
     odd = Given(TensorSpec("d", "FP32", (-1, -1)), (2, 1), [1, 2])
     assert examples.generate([odd]) == {"d": [[1], [2]]}
-    assert examples.predict([matrix]) == {"instances": [[1, 2]]}
-    assert examples.predict([matrix, column]) == {"instances": [{"a": [1, 2], "b": 3}]}
-    assert examples.predict([matrix, scalar]) == {"inputs": {"a": [[1, 2]], "c": 4}}
-    assert examples.predict([scalar]) == {"inputs": 4}
+    assert examples.predict([matrix], free, named=False) == {"instances": [[1, 2]]}
+    assert examples.predict([matrix, column], free, named=False) == {"instances": [{"a": [1, 2], "b": 3}]}
+    assert examples.predict([matrix, scalar], free, named=False) == {"inputs": {"a": [[1, 2]], "c": 4}}
+    assert examples.predict([scalar], free, named=False) == {"inputs": 4}
+    fixed = Signature("other", (), (TensorSpec("y", "FP32", (3,)),))
+    assert examples.predict([matrix], fixed, named=True) == {"signature_name": "other", "inputs": [[1, 2]]}
     assert examples.prediction([matrix]) == [1, 2]
     assert examples.prediction([matrix, column]) == {"a": [1, 2], "b": 3}
     assert examples.prediction([matrix, scalar]) == {"a": [[1, 2]], "c": 4}

@@ -1,11 +1,16 @@
 import base64
 import json
 import math
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import ovmsclient
 import pytest
+
+from gateway.http.tfserving import signatures_of
+from gateway.tensors import Signature
 
 GOOD = {"instances": [[0.5] * 16]}
 
@@ -109,7 +114,57 @@ def test_every_datatype_goes_in_and_out(http: httpx.Client, datatype: str, value
 
 def test_shapes_are_the_models_business(http: httpx.Client) -> None:
     assert ask(http, "identity_tensorflow:predict", {"instances": [1.0, 2.0]}) == {"predictions": [1.0, 2.0]}
-    assert refused(http, "mlp:predict", {"instances": [[1.0, 2.0, 3.0]]}, 500)  # which this one minds
+    assert "In[0]: [1,3]" in refused(http, "digits_tensorflow:predict", {"instances": [[1.0, 2.0, 3.0]]})
+    assert "shape [1, 3]" in refused(http, "mlp:predict", {"instances": [[1.0, 2.0, 3.0]]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"instances":[NaN' + b'\\"' * 2_000_000,
+        b'{"instances":[' + b"[]," * 1_000_000 + b"[1]]}",
+        b'{"instances":[' + b"[[[[0]]]]," * 400_000 + b"[1]]}",
+        b'{"instances":[' + b'{"x":1},' * 500_000 + b'{"x":1}]}',
+        b'{"instances":[' + b'"a",' * 1_000_000 + b'"a"]}',
+        b'{"instances":[' + b'{"b64":""},' * 400_000 + b'{"b64":""}]}',
+    ],
+    ids=["open strings", "empty lists", "deep lists", "objects", "strings", "base64"],
+)
+def test_a_body_that_takes_long_to_read_is_refused_at_once(http: httpx.Client, body: bytes) -> None:
+    begun = time.perf_counter()
+    refused(http, "mlp:predict", body)
+    assert time.perf_counter() - begun < 1.0  # of minutes
+
+
+def test_a_context_in_very_many_examples_is_refused_at_once(http: httpx.Client) -> None:
+    body = {"context": {"c": "x" * 500_000}, "examples": [{}] * 20_000}
+    assert "come to more than" in refused(http, "examples:classify", body)
+
+
+def test_only_a_torchscript_model_has_its_signature_under_the_usual_name() -> None:
+    signature = Signature("forward", (), ())
+    for framework, usual in (("pytorch", signature), ("tensorflow", None)):
+        route = SimpleNamespace(framework=framework)
+        target = SimpleNamespace(route=route, signatures={"forward": signature}, default_signature="forward")
+        assert signatures_of(target).get("serving_default") is usual  # type: ignore[arg-type] # what it reads of one
+
+
+def test_what_failed_or_is_unloaded_is_not_found(http: httpx.Client) -> None:
+    said = refused(http, "misspelt_key:predict", GOOD, 404)
+    assert said == "Servable not found for request: Latest(misspelt_key)"
+
+
+def test_a_version_that_is_no_number_of_64_bits_is_refused(http: httpx.Client) -> None:
+    wanted = "Failed to convert version: 99999999999999999999 to numeric."
+    assert refused(http, "mlp/versions/99999999999999999999:predict", GOOD) == wanted
+    answer = http.get("/v1/models/mlp/versions/99999999999999999999")
+    assert (answer.status_code, answer.json()["error"]) == (400, wanted)
+
+
+def test_paths_are_read_without_regard_to_case_and_other_verbs_are_malformed(http: httpx.Client) -> None:
+    assert http.get("/V1/MODELS/mlp").json() == http.get("/v1/models/mlp").json()
+    assert http.get("/V1/foo").json() == {"error": "Malformed request: GET /V1/foo"}
+    assert http.options("/v1/models/mlp").json() == {"error": "Malformed request: OPTIONS /v1/models/mlp"}
 
 
 def test_a_large_body_is_answered_like_a_small_one(http: httpx.Client) -> None:
@@ -178,7 +233,7 @@ def test_what_is_wrong_is_said_as_tensorflow_serving_says_it(http: httpx.Client,
         ("mlp/versions/3/labels/a:predict", 400, "Malformed request: POST"),
         ("mlp", 400, "Malformed request: POST /v1/models/mlp"),
         ("mlp:explain", 400, "Malformed request: POST /v1/models/mlp:explain"),
-        ("no_archive:predict", 503, "FAILED"),
+        ("no_archive:predict", 404, "Servable not found for request: Latest(no_archive)"),
     ],
 )
 def test_what_is_not_there_is_said_so(http: httpx.Client, path: str, status: int, said: str) -> None:

@@ -12,7 +12,7 @@ from gateway.errors import RequestError
 from gateway.http.generate import filled
 from gateway.ipc.messages import ExampleInput
 from gateway.routing import Target
-from gateway.tensors import TensorSpec, array_from_raw, element_count
+from gateway.tensors import Signature, TensorSpec, array_from_raw, element_count
 
 MOST_ELEMENTS = 4096
 """Of all inputs together: what people may be shown."""
@@ -119,11 +119,18 @@ def _flat(given: Given) -> Any:
     return given.values[0] if len(given.values) == 1 else given.values
 
 
-def predict(example: Example) -> dict[str, Any]:
-    """The body of a TensorFlow Serving request: by rows if all inputs have the same number of them, else by inputs."""
-    if all(each.shape for each in example) and len({each.shape[0] for each in example}) == 1:
-        return {"instances": rows(example)}
-    return {"inputs": example[0].nested if len(example) == 1 else {each.spec.name: each.nested for each in example}}
+def predict(example: Example, signature: Signature, *, named: bool) -> dict[str, Any]:
+    """The body of a TensorFlow Serving request: by rows if there are as many of all inputs and outputs, else by inputs.
+
+    `named`: the signature is not the one that requests without a name get.
+    """
+    body: dict[str, Any] = {"signature_name": signature.name} if named else {}
+    lengths = {each.shape[:1] for each in example}
+    lengths |= {spec.shape[:1] for spec in signature.outputs if spec.shape is not None and spec.shape[:1] != (-1,)}
+    if len(lengths) == 1 and () not in lengths:
+        return body | {"instances": rows(example)}
+    inputs = example[0].nested if len(example) == 1 else {each.spec.name: each.nested for each in example}
+    return body | {"inputs": inputs}
 
 
 def rows(example: Example) -> list[Any]:

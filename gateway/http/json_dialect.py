@@ -1,6 +1,7 @@
 """What dialects whose answers are nothing but JSON have in common: it is made piece by piece, large ones in turns."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 
 from gateway.errors import RequestError
@@ -9,6 +10,9 @@ from gateway.http.dialect import Dialect, InferenceRequest
 from gateway.ipc.framing import ResultHeader
 from gateway.routing import Target
 from gateway.tensors import Buffer
+
+TURN_SECONDS = 0.002
+"""So long others may wait for their turn."""
 
 
 class JsonDialect(Dialect):
@@ -43,11 +47,10 @@ class JsonDialect(Dialect):
         tensors: Sequence[bytes],
     ) -> tuple[bytes, list[Buffer]]:
         """See Dialect."""
-        parts, size = [], 0
+        parts, begun = [], time.perf_counter()
         for part in self.parts(request, header, tensors):
             parts.append(part)
-            size += len(part)
-            if size > large_json.FROM:
-                size = 0
+            if time.perf_counter() - begun > TURN_SECONDS:
                 await asyncio.sleep(0)
+                begun = time.perf_counter()
         return b"".join(parts), []

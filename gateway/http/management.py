@@ -12,6 +12,7 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__
 from gateway.errors import Conflict, GatewayError, ModelNotFound, PayloadTooLarge, RequestError, VersionNotFound
@@ -210,12 +211,26 @@ async def _invalid(_: Request, __: Exception) -> Response:
     return refusal(400, "BadRequestException", "a parameter is wrong")
 
 
+class _NoTrailingSlash:
+    """ASGI middleware: TorchServe takes a path apart, so that a slash at its end says nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Called by Starlette."""
+        if scope["type"] == "http":
+            scope["path"] = scope["path"].rstrip("/") or "/"
+        await self._app(scope, receive, send)
+
+
 def create_management_app() -> FastAPI:
     """The ASGI app of the management listener."""
     app = FastAPI(title="Management of the model serving gateway", version=__version__, docs_url=None, redoc_url=None)
     app.state.tasks = set()
     app.include_router(router)
     app.router.redirect_slashes = False
+    app.add_middleware(_NoTrailingSlash)
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -46,10 +46,8 @@ def in_store(url: object, model_name: object) -> tuple[str, int]:
     if _SCHEME.match(url):
         raise NotInStore(f"Given URL {shown} does not match any allowed URL(s)")
     if _ARCHIVE.fullmatch(url):
-        raise RequestError(
-            f"{shown} is an archive, which is not served as it is: "
-            "`gateway import` reads model archives and writes models into the model store"
-        )
+        hint = "" if "/" in url else "; `gateway import` reads model archives and writes models into the model store"
+        raise NotInStore(f"Model not found in model store: {shown}{hint}")
     name, slash, version = url.partition("/")
     number = number_of(version) if slash else ANY
     if not NAME.fullmatch(name) or number is None:

@@ -6,7 +6,7 @@ A pure function of the routing table's entry.
 from typing import Any
 from urllib.parse import quote
 
-from gateway.http import examples, openapi
+from gateway.http import examples, openapi, tfserving
 from gateway.http.calls import match
 from gateway.http.examples import Example, example_of, size_of
 from gateway.routing import Target
@@ -24,7 +24,7 @@ def document(target: Target, version: str | None) -> dict[str, Any]:
     """What `…/openapi.json` of a model answers; `version` as the path has it, if it has one."""
     example = example_of(target)
     paths: dict[str, Any] = {}
-    for path, summary, body in _calls(target.model, version, example):
+    for path, summary, body in _calls(target, version, example):
         if match(path.encode()):
             paths[path] = {"post": _inference(path, summary, body, target)}
     base = _base(target.model, version)
@@ -51,13 +51,18 @@ def _base(model: str, version: str | None) -> str:
     return f"/v2/models/{quote(model)}" + (f"/versions/{quote(version, safe='')}" if version else "")
 
 
-def _calls(model: str, version: str | None, example: Example | None) -> list[tuple[str, str, Any]]:
+def _calls(target: Target, version: str | None, example: Example | None) -> list[tuple[str, str, Any]]:
     """Path, summary and example body of each inference call that there may be."""
-    base, name = _base(model, version), quote(model)
+    base, name = _base(target.model, version), quote(target.model)
     number = (
         f"/{'versions' if version and version.isdigit() else 'labels'}/{quote(version, safe='')}" if version else ""
     )
     torchserve = f"/{quote(version, safe='')}" if version else ""
+    signature = target.signature(None)
+    named = tfserving.signatures_of(target).get(tfserving.SERVING_DEFAULT) is not signature
+
+    def predict(example: examples.Example) -> Any:
+        return examples.predict(example, signature, named=named)
 
     def body(dialect: Any) -> Any:
         return None if example is None else dialect(example)
@@ -66,7 +71,7 @@ def _calls(model: str, version: str | None, example: Example | None) -> list[tup
         (f"{base}/infer", "Infer (Open Inference Protocol)", body(examples.infer)),
         (f"{base}/generate", "Generate (Triton)", body(examples.generate)),
         (f"{base}/generate_stream", "Generate, as a server-sent event (Triton)", body(examples.generate)),
-        (f"/v1/models/{name}{number}:predict", "Predict (TensorFlow Serving)", body(examples.predict)),
+        (f"/v1/models/{name}{number}:predict", "Predict (TensorFlow Serving)", body(predict)),
         (f"/predictions/{name}{torchserve}", "Predict (TorchServe)", body(examples.prediction)),
     ]
 

@@ -12,6 +12,7 @@ STATUS: dict[type[errors.GatewayError], int] = {
     errors.UnsupportedEncoding: 415,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
+    errors.InputRefused: 400,
     errors.ModelNotFound: 404,
     errors.Conflict: 409,
     errors.RateLimited: 429,

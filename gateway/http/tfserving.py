@@ -4,7 +4,7 @@ Source: tensorflow_serving/model_servers/http_rest_api_handler.cc and http_rest_
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,19 @@ from gateway.http.tfserving_outputs import array_of, pieces, text_of
 from gateway.http.waiting import Wish
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ResultHeader
-from gateway.routing import Target
+from gateway.routing import NotServed, Target
 from gateway.tensors import Array, Buffer, Signature, TensorSpec, pack_bytes
 
-_PATH = rb"(?i:/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:%s)"
+_PATH = rb"(?i:/v1/models/([^/:]+)(?:/versions/(\d{1,999})|/labels/([^/:]+))?:%s)"
 PREDICT_PATH = re.compile(_PATH % b"predict")
 CLASSIFY_PATH = re.compile(_PATH % b"classify")
 REGRESS_PATH = re.compile(_PATH % b"regress")
 SERVING_DEFAULT = "serving_default"
+LARGEST_VERSION = 2**63 - 1
 NUMERIC_LABEL = "label "
 """Before a label that is a number, which would be taken for a version."""
+MOST_EXAMPLE_BYTES = 32 << 20
+"""Of all serialized examples of a request; the context is in each of them."""
 Inputs = list[Tensor]
 
 
@@ -100,12 +103,23 @@ def _signature(document: dict[str, Any], target: Target) -> Signature:
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise RequestError("JSON Value not formatted correctly. 'signature_name' key must be a string value.")
-    signature = target.signatures.get(name or target.default_signature)
-    if signature is None and name == SERVING_DEFAULT:  # TorchScript has one signature, under another name
-        signature = target.signatures[target.default_signature]
+    name = name or SERVING_DEFAULT
+    signature = signatures_of(target).get(name)
     if signature is None:
         raise RequestError(f'Serving signature name: "{name[:100]}" not found in signature def')
     return signature
+
+
+def signatures_of(target: Target) -> Mapping[str, Signature]:
+    """The signatures by name; the one of a TorchScript model, which has another name, also as serving_default."""
+    if is_savedmodel(target) or SERVING_DEFAULT in target.signatures:
+        return target.signatures
+    return {**target.signatures, SERVING_DEFAULT: target.signatures[target.default_signature]}
+
+
+def is_savedmodel(target: Target) -> bool:
+    """Whether TensorFlow itself says what fits its signatures."""
+    return target.route.framework == "tensorflow"
 
 
 def _send(
@@ -113,7 +127,7 @@ def _send(
 ) -> None:
     """Put the tensors into a request to this signature."""
     forms = tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in inputs])
-    form = checked_form(target, name, forms, (), shapes=False)
+    form = checked_form(target, name, forms, (), shapes=not is_savedmodel(target))
     sizes = []
     for tensor in inputs:
         placed = channel.place(tensor.raw, regions)
@@ -183,11 +197,24 @@ class Judge(TensorFlowServing):
             raise RequestError("JSON Value: Expecting 'examples' value to be an list/array")
         if not examples:
             raise RequestError("JSON Value: 'examples' value is an empty array")
-        raw = pack_bytes(example(common | features(each)) for each in examples)
+        raw = pack_bytes(_serialized(common, examples))
         inputs = [Tensor(_examples_input(signature).name, "BYTES", (len(examples),), raw)]
         request = InferenceRequest(b"", [])
         _send(request, target, signature.name, inputs, channel, regions)
         return request
+
+
+def _serialized(common: dict[str, bytes], examples: list[Any]) -> Iterator[bytes]:
+    """Each example with the features of the context; RequestError if they come to too much."""
+    size = sum(map(len, common.values())) * len(examples)
+    for each in examples:
+        if size > MOST_EXAMPLE_BYTES:
+            raise RequestError(
+                f"the examples, each with the context, come to more than {MOST_EXAMPLE_BYTES} bytes; send fewer"
+            )
+        serialized = example(common | features(each))
+        size += len(serialized)
+        yield serialized
 
 
 def _examples_input(signature: Signature) -> TensorSpec:
@@ -198,6 +225,10 @@ def _examples_input(signature: Signature) -> TensorSpec:
         f"signature '{signature.name}' does not take examples: its only input would have to be strings, "
         "each a serialized tf.Example; :predict takes tensors"
     )
+
+
+PAIRS = 1024
+"""Of label and score that are written at a time."""
 
 
 class Classify(Judge):
@@ -217,12 +248,15 @@ class Classify(Judge):
             raise RequestError("Tensors class and score should match in all dimensions")
         yield b'{"results":['
         for row in range(len(found)):
-            pairs = []
-            for column in range(found.shape[1]):
-                label = orjson.dumps(str(classes[row, column])) if classes is not None else b'""'
-                score = text_of(np.asarray(scores[row, column])) if scores is not None else b"0.0"
-                pairs.append(b"[" + label + b"," + score + b"]")
-            yield (b",[" if row else b"[") + b",".join(pairs) + b"]"
+            yield b",[" if row else b"["
+            for start in range(0, found.shape[1], PAIRS):
+                pairs = []
+                for column in range(start, min(start + PAIRS, found.shape[1])):
+                    label = orjson.dumps(str(classes[row, column])) if classes is not None else b'""'
+                    score = text_of(np.asarray(scores[row, column])) if scores is not None else b"0.0"
+                    pairs.append(b"[" + label + b"," + score + b"]")
+                yield (b"," if start else b"") + b",".join(pairs)
+            yield b"]"
         yield b"]}"
 
 
@@ -250,7 +284,10 @@ def answer_to(error: GatewayError, model: str, version: str | None) -> tuple[int
     status, message = status_of(error), error.message
     if isinstance(error, VersionNotFound) and version is not None and not version.isdigit():
         status, message = 400, f"Unrecognized servable version label: {version.removeprefix(NUMERIC_LABEL)}"
-    elif type(error) in {ModelNotFound, VersionNotFound}:
+    elif isinstance(error, VersionNotFound) and version is not None and int(version) > LARGEST_VERSION:
+        status, message = 400, f"Failed to convert version: {version[:40]} to numeric."
+    elif type(error) in {ModelNotFound, VersionNotFound} or isinstance(error, NotServed):
+        status = 404
         which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
         message = f"Servable not found for request: {which}"
     return status, orjson.dumps({"error": message})

@@ -9,6 +9,9 @@ from gateway.errors import RequestError
 from gateway.http.tfserving_json import Numbers, is_base64, listed, shape_of, shown, tensor_of
 from gateway.tensors import Buffer, Signature, TensorSpec
 
+SEARCHED_ROWS = 4096
+"""So many are looked at for the one that does not fit."""
+
 
 class Tensor(NamedTuple):
     """One input, ready to be sent."""
@@ -98,7 +101,7 @@ def _what_is_wrong(spec: TensorSpec, rows: list[Any], key: str) -> RequestError 
     """The first row that does not fit, or not to the first one."""
     first: tuple[int, ...] | None = None
     named = f" key: {key[:100]}" if key else ""
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows[:SEARCHED_ROWS]):
         where = f"Failed to process element: {number}{named} of 'instances' list. Error: INVALID_ARGUMENT: "
         if not key and _is_object(row):
             return RequestError(f"Expecting value/list but got object at item {number} of input list")

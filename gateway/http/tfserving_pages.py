@@ -10,16 +10,16 @@ from urllib.parse import unquote
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from gateway.errors import GatewayError, ModelNotFound, RequestError
+from gateway.errors import GatewayError, ModelNotFound, RequestError, VersionNotFound
 from gateway.http import openapi
 from gateway.http.state import WorkerState
-from gateway.http.tfserving import NUMERIC_LABEL, SERVING_DEFAULT, answer_to
+from gateway.http.tfserving import LARGEST_VERSION, NUMERIC_LABEL, answer_to, signatures_of
 from gateway.ipc.messages import VersionRoute
 from gateway.routing import Target
 from gateway.tensors import TensorSpec
 
 _STATUS_PATH = re.compile(
-    r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE
+    r"/v1/models(?:/([^/:]+))?(?:/versions/(\d{1,999})|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE
 )
 STATES = {
     "NEW": "START",
@@ -35,6 +35,7 @@ _TYPES = {
     "INT8": "DT_INT8", "INT16": "DT_INT16", "INT32": "DT_INT32", "INT64": "DT_INT64", "FP16": "DT_HALF",
     "BF16": "DT_BFLOAT16", "FP32": "DT_FLOAT", "FP64": "DT_DOUBLE", "BYTES": "DT_STRING",
 }  # fmt: skip
+_METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
 router = APIRouter()
 
 
@@ -72,9 +73,8 @@ def metadata(target: Target) -> dict[str, Any]:
             "outputs": {spec.name: _tensor(spec) for spec in signature.outputs},
             "method_name": signature.method or "tensorflow/serving/predict",
         }
-        for name, signature in target.signatures.items()
+        for name, signature in signatures_of(target).items()
     }
-    signatures.setdefault(SERVING_DEFAULT, signatures[target.default_signature])
     return {
         "model_spec": {"name": target.model, "signature_name": "", "version": target.version},
         "metadata": {"signature_def": {"signature_def": signatures}},
@@ -91,8 +91,10 @@ def _answer(content: Any) -> Response:
     summary="State of a model's versions",
     responses=openapi.responses(openapi.TFS_STATUS, 404),
 )
-@router.api_route("/v1", methods=["GET", "POST", "PUT", "DELETE", "PATCH"], include_in_schema=False)
-@router.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "DELETE", "PATCH"], include_in_schema=False)
+@router.api_route("/v1", methods=_METHODS, include_in_schema=False)
+@router.api_route("/v1/{rest:path}", methods=_METHODS, include_in_schema=False)
+@router.api_route("/V1", methods=_METHODS, include_in_schema=False)
+@router.api_route("/V1/{rest:path}", methods=_METHODS, include_in_schema=False)
 async def call(request: Request, model: str = "") -> Response:  # noqa: ARG001 - for the documentation
     """States as TensorFlow Serving names them; `/versions/N`, `/labels/L` and `/metadata` may follow."""
     path = request.scope.get("raw_path", b"").decode("latin-1") or request.url.path
@@ -122,7 +124,9 @@ def _routes(state: WorkerState, name: str, version: str | None) -> list[VersionR
         raise NoVersions(f"Could not find any versions of model {name[:200]}")
     if version is None:
         return list(versions.values())
-    if version.isdigit() and int(version[:20]) not in versions:
+    if version.isdigit() and int(version) > LARGEST_VERSION:
+        raise VersionNotFound("")
+    if version.isdigit() and int(version) not in versions:
         raise NoVersions(f"Could not find version {version[:40]} of model {name[:200]}")
     return [state.table.find(name, version)]
 

@@ -21,8 +21,10 @@ from gateway.ipc.framing import ResultHeader, TensorHeader
 from gateway.routing import Target
 from gateway.tensors import Array, Buffer
 
-PATH = re.compile(rb"/predictions/([^/]+)(?:/(\d+(?=\.0$)|[^/]+)(?:\.0)?)?")
+PATH = re.compile(rb"/predictions/([^/]+)(?:/(\d+(?=\.0/?$)|[^/]+)(?:\.0)?)?/?")
 """Versions are whole numbers here, and TorchServe's clients write them as 1.0."""
+PAIRS = 1024
+"""Of label and probability that are written at a time."""
 _CLASSIFIED = {"labels", "probabilities"}
 
 
@@ -84,8 +86,7 @@ def _parts(request: InferenceRequest, header: ResultHeader, tensors: Sequence[Bu
         yield from _rows(arrays)
         yield b"}"
     elif _classifies(arrays):
-        judged = _judged(arrays)
-        yield judged[0] if request.row and len(judged) == 1 else b"[" + b",".join(judged) + b"]"
+        yield from _judged(arrays, row=request.row and len(arrays["labels"]) == 1)
     else:
         if request.row:
             arrays = {name: _only_row(array) for name, array in arrays.items()}
@@ -100,13 +101,17 @@ def _classifies(arrays: dict[str, Array]) -> bool:
     return labels.dtype == object and labels.ndim == 2 and labels.shape == probabilities.shape
 
 
-def _judged(arrays: dict[str, Array]) -> list[bytes]:
-    """For each row {label: probability, …}, as TorchServe's image_classifier has it."""
-    rows = []
-    for labels, probabilities in zip(arrays["labels"].tolist(), arrays["probabilities"], strict=True):
-        pairs = zip(labels, probabilities, strict=True)
-        rows.append(b"{" + b",".join(orjson.dumps(str(label)) + b":" + text_of(value) for label, value in pairs) + b"}")
-    return rows
+def _judged(arrays: dict[str, Array], *, row: bool) -> Iterator[bytes]:
+    """For each row {label: probability, …}, as TorchServe's image_classifier has it, in a list unless it is one row."""
+    yield b"" if row else b"["
+    for number, (labels, probabilities) in enumerate(zip(arrays["labels"], arrays["probabilities"], strict=True)):
+        yield b",{" if number else b"{"
+        for start in range(0, len(labels), PAIRS):
+            pairs = zip(labels[start : start + PAIRS], probabilities[start : start + PAIRS], strict=True)
+            text = b",".join(orjson.dumps(str(label)) + b":" + text_of(value) for label, value in pairs)
+            yield b"," + text if start else text
+        yield b"}"
+    yield b"" if row else b"]"
 
 
 def _only_row(array: Array) -> Array:
@@ -134,7 +139,7 @@ def _rows(arrays: dict[str, Array]) -> Iterator[bytes]:
         yield from _whole(arrays)  # which is a list of rows if each row has one output
         return
     if _classifies(arrays):
-        yield b"[" + b",".join(_judged(arrays)) + b"]"
+        yield from _judged(arrays, row=False)
         return
     separator = b"["
     for row in range(lengths.pop()[0]):

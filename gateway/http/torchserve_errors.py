@@ -27,10 +27,11 @@ _TYPES: dict[type[GatewayError], str] = {
     errors.InstanceDied: "ServiceUnavailableException",
     errors.QueueFull: "ServiceUnavailableException",
     errors.DeadlineExceeded: "RequestTimeoutException",
+    errors.InputRefused: "BadRequestException",
     errors.Conflict: "ConflictStatusException",
     errors.NotSupported: "NotSupportedException",
 }
-"""All others are InternalServerException."""
+_OTHER = "InternalServerException"
 SHOWN = 200
 """Characters of what a client sent that its error shows."""
 
@@ -44,7 +45,7 @@ def answer(error: Exception, model: str, version: str | None) -> tuple[int, byte
     """Status and body of an error of a call that was about this model and version; an empty one: the error says it."""
     if isinstance(error, Unloaded):  # which TorchServe does not know any more
         error = errors.ModelNotFound("") if version is None else errors.VersionNotFound("")
-    kind = next((_TYPES[each] for each in type(error).__mro__ if each in _TYPES), "InternalServerException")
+    kind = next((_TYPES[each] for each in type(error).__mro__ if each in _TYPES), _OTHER)
     message = error.message if isinstance(error, GatewayError) else "internal error"
     if not model:
         pass
@@ -52,7 +53,7 @@ def answer(error: Exception, model: str, version: str | None) -> tuple[int, byte
         message = f"Model version: {(version or '')[:SHOWN]} does not exist for model: {model[:SHOWN]}"
     elif kind == "ModelNotFoundException":
         message = no_model(model)
-    status = status_of(error)
+    status = 500 if kind == _OTHER else status_of(error)
     return status, body(status, kind, message)
 
 

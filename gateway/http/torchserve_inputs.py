@@ -4,7 +4,7 @@ Source: pytorch/serve ts/torch_handler/base_handler.py (`row.get("data") or row.
 ts/torch_handler/request_envelope/json.py, docs inference_api.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,11 +15,12 @@ from gateway.http.dialect import Body
 from gateway.http.json_depth import MAX_DEPTH, too_deep
 from gateway.http.oip import raw_shape
 from gateway.http.tfserving_inputs import Tensor, from_inputs, from_instances
-from gateway.http.tfserving_json import MOST_VALUES, is_base64, parse
+from gateway.http.tfserving_json import check_pieces, check_strings, is_base64, parse
 from gateway.tensors import ITEMSIZES, Buffer, Signature, TensorSpec, check_raw, pack_bytes
 
 VALUE = ("data", "body")
 """The fields of a form, and the keys of a JSON object, that hold the value of a model's only input."""
+_WRAPPERS = frozenset(VALUE)
 JSON = b"application/json"
 _RAW = b"application/octet-stream"
 _decode = msgspec.json.Decoder().decode
@@ -103,10 +104,10 @@ def document_of(data: Buffer) -> Any:
     if b'"' not in text:  # without a quote no key can follow it, and nothing but one value
         found = parse(b'{"data":' + text + b"}")
         return found["data"]
+    check_strings(text)
     if too_deep(text):
         raise RequestError(f"JSON Parse error: nested more than {MAX_DEPTH} deep")
-    if text.count(b",") > MOST_VALUES:
-        raise RequestError(f"the body holds more than {MOST_VALUES} values that are not all numbers")
+    check_pieces(text)
     try:
         return _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -118,7 +119,9 @@ def from_json(document: Any, signature: Signature) -> Inputs:
     names = {spec.name for spec in signature.inputs}
     if isinstance(document, dict) and not names.intersection(document) and not is_base64(document):
         if "instances" in document:
-            return Inputs(from_instances(document["instances"], signature), row=False, predictions=True)
+            rows = document["instances"]
+            rows = _unwrapped(rows, names) if isinstance(rows, list) and rows else rows
+            return Inputs(from_instances(rows, signature), row=False, predictions=True)
         for key in (*VALUE, "inputs"):
             if key in document:
                 return _named_or_only(document[key], signature)
@@ -128,7 +131,7 @@ def from_json(document: Any, signature: Signature) -> Inputs:
 def _named_or_only(value: Any, signature: Signature) -> Inputs:
     specs = {spec.name: spec for spec in signature.inputs}
     if isinstance(value, list) and value and isinstance(value[0], dict) and not is_base64(value[0]):
-        return Inputs(from_instances(value, signature), row=False)
+        return Inputs(from_instances(_unwrapped(value, specs), signature), row=False)
     if isinstance(value, dict) and not is_base64(value) and not signature.open_inputs:
         for name in value:
             if name not in specs:
@@ -140,6 +143,15 @@ def _named_or_only(value: Any, signature: Signature) -> Inputs:
         tensors.append(tensor)
         rows.append(row)
     return _agreed(tensors, rows)
+
+
+def _unwrapped(rows: list[Any], names: Collection[str]) -> list[Any]:
+    """Rows as TorchServe's handlers get them, {"data": value} or {"body": value}, as the values."""
+    if _WRAPPERS.isdisjoint(names) and all(
+        isinstance(row, dict) and len(row) == 1 and row.keys() <= _WRAPPERS for row in rows
+    ):
+        return [next(iter(row.values())) for row in rows]
+    return rows
 
 
 def _agreed(tensors: list[Tensor], rows: list[bool | None]) -> Inputs:

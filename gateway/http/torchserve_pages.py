@@ -89,6 +89,7 @@ def health(table: RoutingTable) -> str:
     return "Partial Healthy" if running else "Unhealthy"
 
 
+@router.api_route("/ping", methods=["POST", "PUT", "DELETE", "OPTIONS", "HEAD"], include_in_schema=False)
 @router.get("/ping", tags=["TorchServe"], summary="Health", responses={200: _PING})
 async def ping(request: Request) -> Response:
     """Whether all instances run that should, in TorchServe's words; models that are cold or failed do not count."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gateway.errors import GatewayError, InferenceFailed, OutOfMemory, RequestError
+from gateway.errors import GatewayError, InferenceFailed, InputRefused, OutOfMemory, RequestError
 from gateway.instance.tensorflow_signatures import SIDE_EFFECTS, STATE, Entry, GraphReader, batching_obstacle
 from gateway.tensors import DATATYPES, DTYPES, Array, Signature, TensorSpec
 
@@ -26,14 +26,16 @@ _NOISE = re.compile(
     r"|^Traceback.*$|^\s*File \".*(\n {4}.*)?$|^\s*Node: .*$|^\s*\(\d+\) ([A-Z_]+: |[A-Z][a-z ]+: )?",
     re.MULTILINE,
 )
+_REFUSALS = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError)
+"""What TensorFlow raises for values that an operation cannot take; TF Serving answers 400 to the first."""
 _PATH = re.compile(r"(?<![\w}\])<:.-])(?:/[^\s/:;,'\"]+)+/([^\s/:;,'\"]+)")
 
 
-def clean(error: BaseException) -> str:
-    """The framework's first sentence, without nodes, stack traces and paths."""
+def clean(error: BaseException, *, whole: bool = False) -> str:
+    """The framework's first sentence, or its whole first line, without nodes, stack traces and paths."""
     text = _NOISE.sub("", str(getattr(error, "message", None) or error))
     line = next((stripped for line in text.splitlines() if (stripped := line.strip())), type(error).__name__)
-    sentence = re.split(r"(?<=[\w\])'\"])\.\s+(?=[A-Z])", line, maxsplit=1)[0]
+    sentence = line if whole else re.split(r"(?<=[\w\])'\"])\.\s+(?=[A-Z])", line, maxsplit=1)[0]
     return _PATH.sub(r"\1", sentence).rstrip(" .:")[:400]
 
 
@@ -42,6 +44,8 @@ def _translated(error: Exception) -> GatewayError:
         return error
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
         return OutOfMemory("the model needs more memory than there is for this request")
+    if isinstance(error, _REFUSALS):
+        return InputRefused(clean(error, whole=True))
     sentence = clean(error)
     if "Could not find callback with key" in sentence:
         return InferenceFailed("the model calls Python code (tf.py_function), which a SavedModel does not contain")
