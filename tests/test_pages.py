@@ -6,8 +6,13 @@ from gateway.http.pages import check_page
 FRIEND = "https://friend.example"
 
 
-def headers(**given: str) -> list[tuple[bytes, bytes]]:
-    return [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()]
+def may(**given: str) -> bool:
+    headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()]
+    try:
+        check_page(headers, {FRIEND})
+    except Forbidden:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -25,7 +30,7 @@ def headers(**given: str) -> list[tuple[bytes, bytes]]:
     ],
 )
 def test_programs_the_gateways_own_pages_and_friends_may(given: dict[str, str]) -> None:
-    check_page(headers(**given), {FRIEND})
+    assert may(**given)
 
 
 @pytest.mark.parametrize(
@@ -42,5 +47,4 @@ def test_programs_the_gateways_own_pages_and_friends_may(given: dict[str, str]) 
     ],
 )
 def test_pages_of_others_may_not(given: dict[str, str]) -> None:
-    with pytest.raises(Forbidden):
-        check_page(headers(**given), {FRIEND})
+    assert not may(**given)
