@@ -1,3 +1,4 @@
+import errno
 import json
 import stat
 import zipfile
@@ -7,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.importing import torchserve
+from gateway.errors import ConfigError
+from gateway.importing import archive, torchserve
 from gateway.store.foreign import config_of
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -48,6 +50,14 @@ def bomb(archive: zipfile.ZipFile) -> None:
     archive.writestr("zeros", bytes(40 << 20))
 
 
+def bzip2(archive: zipfile.ZipFile) -> None:
+    archive.writestr("tight", b"", zipfile.ZIP_BZIP2)
+
+
+def lzma(archive: zipfile.ZipFile) -> None:
+    archive.writestr("tight", b"", zipfile.ZIP_LZMA)
+
+
 def crowd(archive: zipfile.ZipFile) -> None:
     for number in range(10_001):
         archive.writestr(str(number), b"")
@@ -67,6 +77,8 @@ def twice(archive: zipfile.ZipFile) -> None:
         (absolute, "no name of a file"),
         (link, "link"),
         (bomb, "plausible"),
+        (bzip2, "than by deflate"),
+        (lzma, "than by deflate"),
         (crowd, "more than 10000 entries"),
         (twice, "two entries"),
     ],
@@ -84,6 +96,30 @@ def test_an_archive_that_was_cut_off_is_refused(tmp_path: Path, size: int) -> No
     path = mar(tmp_path / "m.mar", {"model.pt": torchscript(tmp_path / "t")})
     path.write_bytes(path.read_bytes()[:size])
     assert "sound" in torchserve.plan(path).refused
+
+
+def test_a_member_that_lies_before_the_archive_is_refused(tmp_path: Path) -> None:
+    path = mar(tmp_path / "m.mar", {"model.pt": torchscript(tmp_path / "t")})
+    data = path.read_bytes()
+    # The directory is said to lie further on than it does, so that members seem to lie as much before the beginning.
+    place = int.from_bytes(data[-6:-2], "little")
+    path.write_bytes(data[:-6] + (place + 100).to_bytes(4, "little") + data[-2:])
+    assert "sound" in torchserve.plan(path).refused
+
+
+def test_what_goes_wrong_with_a_copy_is_no_fault_of_the_archive(tmp_path: Path) -> None:
+    path = mar(tmp_path / "m.mar", {"model.pt": torchscript(tmp_path / "t")})
+    with pytest.raises(OSError, match="too large"), archive.opened(path):
+        raise OSError(errno.EFBIG, "too large")
+
+
+def test_a_fault_of_the_archive_that_is_found_late_is_one_all_the_same(tmp_path: Path) -> None:
+    path = mar(tmp_path / "m.mar", {"model.pt": bytes(1000)})
+    data = path.read_bytes()
+    start = data.index(b"model.pt") + len("model.pt")
+    path.write_bytes(data[:start] + b"\xff" + data[start + 1 :])
+    with pytest.raises(ConfigError, match="sound"), archive.opened(path) as opened:
+        archive.content(opened, "model.pt", 1000)
 
 
 @pytest.mark.parametrize(
