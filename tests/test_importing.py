@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -191,6 +192,22 @@ def test_a_runtime_of_mlserver_that_is_not_ours_is_refused(tmp_path: Path) -> No
     (tmp_path / "model-settings.json").write_text(json.dumps(settings))
     code, models = report(tmp_path / "model-settings.json", tmp_path / "store")
     assert (code, "SKLearnModel" in models["m"]["refused"]) == (1, True)
+
+
+def test_a_number_without_bounds_in_settings_of_mlserver_is_refused(tmp_path: Path) -> None:
+    settings = '{"name": "m", "implementation": "mine.Torch", "max_batch_time": 1' + "0" * 400 + "}"
+    (tmp_path / "model-settings.json").write_text(settings)
+    code, models = report(tmp_path / "model-settings.json", tmp_path / "store")
+    assert (code, models["m"]["refused"]) == (1, "max_batch_time has more than 64 bits")
+
+
+def test_a_name_that_is_no_text_is_reported(tmp_path: Path, built: Path) -> None:
+    version = Path(os.fsdecode(os.fsencode(tmp_path) + b"/source/bad\xff/1"))
+    version.mkdir(parents=True)
+    shutil.copy(built / "mlp" / "3" / "model.pt", version)
+    code, models = report(tmp_path / "source", tmp_path / "store")
+    assert code == 1
+    assert "no model name" in models["bad\ufffd"]["refused"]
 
 
 def test_a_source_that_is_no_repository_is_a_mistake(tmp_path: Path) -> None:
