@@ -165,6 +165,19 @@ def test_a_model_that_is_there_is_replaced_by_force_only(repositories: dict[str,
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["2", "from_triton", "model.pt", "model.yaml"]
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "fifo"])
+def test_force_replaces_what_is_no_directory(repositories: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    there, elsewhere = tmp_path / "store" / "from_triton", tmp_path / "elsewhere"
+    there.parent.mkdir()
+    elsewhere.mkdir()
+    {"file": there.touch, "link": lambda: there.symlink_to(elsewhere), "fifo": lambda: os.mkfifo(there)}[kind]()
+    code, models = report(repositories["triton"], there.parent, "--force")
+    assert (code, models["from_triton"]["refused"]) == (0, None)
+    assert [path.name for path in there.parent.iterdir()] == ["from_triton"]
+    assert (there / "2" / "model.pt").is_file()
+    assert elsewhere.is_dir()
+
+
 def test_a_link_that_leads_out_of_the_source_is_refused(tmp_path: Path, built: Path) -> None:
     (tmp_path / "source/m/1").mkdir(parents=True)
     (tmp_path / "source/m/config.pbtxt").write_text("")
