@@ -207,6 +207,15 @@ def test_a_runtime_of_mlserver_that_is_not_ours_is_refused(tmp_path: Path) -> No
     assert (code, "SKLearnModel" in models["m"]["refused"]) == (1, True)
 
 
+def test_of_two_directories_of_one_version_the_second_is_dropped(tmp_path: Path, built: Path) -> None:
+    for number in ("001", "01", "1", "2"):
+        (tmp_path / "source" / "m" / number).mkdir(parents=True)
+        shutil.copy(built / "mlp" / "3" / "model.pt", tmp_path / "source" / "m" / number)
+    code, models = report(tmp_path / "source", tmp_path / "store", "--dry-run")
+    assert (code, models["m"]["versions"]) == (0, [1, 2])
+    assert [each["key"] for each in models["m"]["findings"] if each["fate"] == "dropped"] == ["01/", "001/"]
+
+
 def test_a_number_without_bounds_in_settings_of_mlserver_is_refused(tmp_path: Path) -> None:
     settings = '{"name": "m", "implementation": "mine.Torch", "max_batch_time": 1' + "0" * 400 + "}"
     (tmp_path / "model-settings.json").write_text(settings)

@@ -118,7 +118,7 @@ def _triton_model(path: Path, root: Path) -> Plan:
         )
         found.translation = model.translation
         found.beside = [Piece(path / file, file) for file in model.translation.files]
-        for version in _directories(path):
+        for version in sorted(_directories(path), key=lambda each: (len(each.name), each.name)):
             _triton_version(version, model.filename, found)
     return found
 
@@ -134,6 +134,9 @@ def _triton_version(version: Path, filename: str, found: Plan) -> None:
     number = version.name
     if not (number.isascii() and number.isdigit() and len(number) <= 18):
         found.translation.dropped(f"{number[:100]}/", "it is no version, whose name is an integer")
+        return
+    if int(number) in found.versions:
+        found.translation.dropped(f"{number}/", "the same number as another version")
         return
     names = {filename: TORCHSCRIPT} if filename else {}
     for name in (*names, SAVED_MODEL, TORCHSCRIPT):
