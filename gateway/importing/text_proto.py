@@ -125,8 +125,9 @@ class _Reader:
             token = tokens.token
             if len(token) < 2 or token[-1] != token[0] or not _STRING.fullmatch(token[1:-1]):
                 raise tokens.ParseError("a string has no end, or an escape that is none.")
+            if found:
+                self._count()
             found.append(_ESCAPE.sub(_unescaped, token[1:-1].encode()))
-            self._count()
             tokens.NextToken()
         return b"".join(found).decode()
 
