@@ -1,5 +1,6 @@
 """The command line: every command of `gateway`, and its one voice for mistakes."""
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -32,6 +33,7 @@ app.add_typer(keys, name="keys", rich_help_panel=_SERVER)
 for command in (ls, show, infer, load, unload, bench):
     app.command(rich_help_panel=_CLIENT)(command)
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _FIRST_STEPS = f"""\
 gateway {__version__} serves PyTorch and TensorFlow models behind one REST API.
 
@@ -72,17 +74,33 @@ def main() -> None:
     What goes wrong is one line on stderr. The exit code is 2 for a mistake in the command's use, 1 for whatever else
     could not be done.
     """
+    try:
+        code = _run()
+        if sys.stdout is not None:  # it is if it was closed from the start
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, *_NO_ROOM):
+            raise
+        # Python writes what is left when it ends, and would complain in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        quiet = error.errno == errno.EPIPE  # who reads has seen enough
+        code = 1 if quiet else _fail(f"the output cannot be written: {error.strerror}", 1)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """What was asked for; the exit code."""
     completing = "_GATEWAY_COMPLETE" in os.environ
     if len(sys.argv) == 1 and not completing:
         typer.echo(_FIRST_STEPS)
-        sys.exit(0)
+        return 0
     try:
-        code = app(standalone_mode=False)
+        code: int = app(standalone_mode=False)
     except typer.TyperException as error:
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-        code = _fail(message, 2)
+        return _fail(message, 2)
     except (RequestError, ConfigError) as error:
-        code = _fail(error.message, 2)
+        return _fail(error.message, 2)
     except GatewayError as error:
-        code = _fail(error.message, 1)
-    sys.exit(code)
+        return _fail(error.message, 1)
+    return code

@@ -4,20 +4,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gateway
 
 
-def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, cwd: Path, stdout: Any = subprocess.PIPE, **variables: str
+) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("GATEWAY_")}
     return subprocess.run(
         [sys.executable, "-c", "from gateway.cli import main; main()", *arguments],
         check=False,
         cwd=cwd,
         env=environment | {"PYTHONPATH": str(Path(gateway.__file__).parents[1])} | variables,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=30,
     )
@@ -108,3 +112,23 @@ def test_help_names_every_setting(place: Path) -> None:
     shown = run("serve", "--help", cwd=place, COLUMNS="200").stdout
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["keys", "ls"], ["keys", "ls", "--json"]])
+def test_output_that_cannot_be_written_is_one_line_and_code_1(
+    place: Path, arguments: list[str], unbuffered: str
+) -> None:
+    (place / "keys").write_text('{"keys": []}')
+    variables = {"GATEWAY_KEYS_FILE": str(place / "keys"), "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = run(*arguments, cwd=place, stdout=full, **variables)
+    assert (done.returncode, done.stderr) == (1, "gateway: the output cannot be written: No space left on device\n")
+
+
+def test_a_reader_that_has_gone_is_no_mistake(place: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(cwd=place, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

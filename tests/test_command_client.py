@@ -102,7 +102,15 @@ def test_a_name_like_no_other_is_told_where_names_are_listed(gateway: Any) -> No
         (["ls", "--url", "http://x?y"], "--url must be like http://127.0.0.1:8000"),
         (["ls", "--key", "two\nlines"], "the API key has characters"),
         (["ls", "--ca-cert", "/nowhere", "--url", "https://x"], "--ca-cert /nowhere cannot be read: No such file"),
+        (["ls", "--url", "http://xn--/"], "--url must be like http://127.0.0.1:8000"),
+        (["ls", "--url", f"http://{'a' * 300}"], "has no name of a host"),
         (["ls", "--timeout", "0"], "--timeout"),
+        (["ls", "--timeout", "inf"], "--timeout"),
+        (["ls", "--timeout", "nan"], "--timeout"),
+        (["infer", "..", "--random"], "'..' is no name of a model"),
+        (["infer", "mlp", "--version", ".."], "'..' is no name of a version"),
+        (["load", "."], "'.' is no name of a model"),
+        (["bench", ""], "'' is no name of a model"),
         (["show"], "MODEL"),
     ],
 )
@@ -219,6 +227,14 @@ def test_no_proxy_of_the_environment_is_asked(helpers: Any) -> None:
 
 def test_names_are_escaped_in_paths() -> None:
     assert model_path("a/b c?", "1") == "/v2/models/a%2Fb%20c%3F/versions/1"
+    assert model_path("\udcff") == "/v2/models/%FF"
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_leads_to_another_path_is_no_name(name: str) -> None:
+    for arguments in ((name,), ("m", name)):
+        with pytest.raises(RequestError, match="is no name of a"):
+            model_path(*arguments)
 
 
 def test_only_what_is_alike_is_proposed() -> None:

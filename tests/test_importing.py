@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -164,6 +165,19 @@ def test_a_model_that_is_there_is_replaced_by_force_only(repositories: dict[str,
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["2", "from_triton", "model.pt", "model.yaml"]
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "fifo"])
+def test_force_replaces_what_is_no_directory(repositories: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    there, elsewhere = tmp_path / "store" / "from_triton", tmp_path / "elsewhere"
+    there.parent.mkdir()
+    elsewhere.mkdir()
+    {"file": there.touch, "link": lambda: there.symlink_to(elsewhere), "fifo": lambda: os.mkfifo(there)}[kind]()
+    code, models = report(repositories["triton"], there.parent, "--force")
+    assert (code, models["from_triton"]["refused"]) == (0, None)
+    assert [path.name for path in there.parent.iterdir()] == ["from_triton"]
+    assert (there / "2" / "model.pt").is_file()
+    assert elsewhere.is_dir()
+
+
 def test_a_link_that_leads_out_of_the_source_is_refused(tmp_path: Path, built: Path) -> None:
     (tmp_path / "source/m/1").mkdir(parents=True)
     (tmp_path / "source/m/config.pbtxt").write_text("")
@@ -191,6 +205,31 @@ def test_a_runtime_of_mlserver_that_is_not_ours_is_refused(tmp_path: Path) -> No
     (tmp_path / "model-settings.json").write_text(json.dumps(settings))
     code, models = report(tmp_path / "model-settings.json", tmp_path / "store")
     assert (code, "SKLearnModel" in models["m"]["refused"]) == (1, True)
+
+
+def test_of_two_directories_of_one_version_the_second_is_dropped(tmp_path: Path, built: Path) -> None:
+    for number in ("001", "01", "1", "2"):
+        (tmp_path / "source" / "m" / number).mkdir(parents=True)
+        shutil.copy(built / "mlp" / "3" / "model.pt", tmp_path / "source" / "m" / number)
+    code, models = report(tmp_path / "source", tmp_path / "store", "--dry-run")
+    assert (code, models["m"]["versions"]) == (0, [1, 2])
+    assert [each["key"] for each in models["m"]["findings"] if each["fate"] == "dropped"] == ["01/", "001/"]
+
+
+def test_a_number_without_bounds_in_settings_of_mlserver_is_refused(tmp_path: Path) -> None:
+    settings = '{"name": "m", "implementation": "mine.Torch", "max_batch_time": 1' + "0" * 400 + "}"
+    (tmp_path / "model-settings.json").write_text(settings)
+    code, models = report(tmp_path / "model-settings.json", tmp_path / "store")
+    assert (code, models["m"]["refused"]) == (1, "max_batch_time has more than 64 bits")
+
+
+def test_a_name_that_is_no_text_is_reported(tmp_path: Path, built: Path) -> None:
+    version = Path(os.fsdecode(os.fsencode(tmp_path) + b"/source/bad\xff/1"))
+    version.mkdir(parents=True)
+    shutil.copy(built / "mlp" / "3" / "model.pt", version)
+    code, models = report(tmp_path / "source", tmp_path / "store")
+    assert code == 1
+    assert "no model name" in models["bad\ufffd"]["refused"]
 
 
 def test_a_source_that_is_no_repository_is_a_mistake(tmp_path: Path) -> None:

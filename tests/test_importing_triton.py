@@ -163,3 +163,10 @@ def test_a_directory_that_cannot_be_read_does_not_hide_models(tmp_path: Path, he
     (tmp_path / "7").chmod(0)
     with helpers.ordinary_user():
         assert [each.model for each in scan(tmp_path).artifacts] == ["m"]
+
+
+def test_a_number_of_threads_without_bounds_is_not_read() -> None:
+    text = 'parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "%s" } }' % ("1" * 5000)
+    translation = translate(text.encode()).translation
+    assert translation.keys == {}
+    assert [finding.fate for finding in translation.findings] == ["dropped"]

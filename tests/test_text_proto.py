@@ -69,6 +69,7 @@ def test_bytes_are_read_or_are_a_config_error(text: bytes) -> None:
         (b"a {" * 100_000, "deep"),
         (b" " * (MAX_BYTES + 1), "larger"),
         (b"a: [" + b"1," * 100_001 + b"1]", "more than 100000 values"),
+        (b'a: "' + b"x" * 500_000 + b'"' + b' "a"' * 120_000, "more than 100000 values"),
         (b"a: 99999999999999999999", "64 bits"),
         (b"a 1", ":"),
         (b"a: {", "not in protobuf's text format"),

@@ -20,6 +20,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS = 5.0
 COMPLETION_SECONDS = 0.5
 """Who presses the tab key does not wait longer for a server that does not answer."""
+LONGEST_SECONDS = 86400.0
 _LONGEST_ERROR = 1000
 _HARMLESS = re.compile(r"[\w.@+-]+")
 """Names that no shell can take for more than a name."""
@@ -56,7 +57,10 @@ CaCert = Annotated[
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Trust any certificate.", rich_help_panel=_PANEL, show_default=False)
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait.", rich_help_panel=_PANEL)]
+Timeout = Annotated[
+    float,
+    typer.Option("--timeout", min=0.1, max=LONGEST_SECONDS, help="Seconds to wait.", rich_help_panel=_PANEL),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.", show_default=False)]
 
 
@@ -81,10 +85,10 @@ class Client:
         try:
             parsed = httpx.URL(self.url)
             sound = parsed.scheme in ("http", "https") and parsed.host and not (parsed.query or parsed.fragment)
-        except httpx.InvalidURL:
+        except (httpx.InvalidURL, UnicodeError):  # idna.IDNAError is one
             sound = False
         if not sound:
-            raise RequestError(f"--url must be like {DEFAULT_URL}, not '{url}'")
+            raise RequestError(f"--url must be like {DEFAULT_URL}, not '{url:.100}'")
         self._http = httpx.Client(
             headers=self.headers,
             verify=self.tls() or False,  # without https there is nothing to verify, and a context takes 20 ms to make
@@ -115,7 +119,7 @@ class Client:
     def send(
         self, method: str, path: str, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> "httpx.Response":
-        """Any request; the answer is a success."""
+        """Any request; the answer is a success. RequestError if the URL's host cannot be one."""
         import httpx  # noqa: PLC0415 - as above
 
         try:
@@ -124,6 +128,8 @@ class Client:
             raise CallFailed(self._unreachable(error)) from None
         except httpx.TimeoutException:
             raise CallFailed(f"{self.url} did not answer within {self.timeout:g} s; --timeout waits longer") from None
+        except UnicodeError:  # the codec that makes DNS names of hosts
+            raise RequestError(f"--url must be like {DEFAULT_URL}; '{self.url:.100}' has no name of a host") from None
         except httpx.HTTPError as error:
             said = str(error) or type(error).__name__
             raise CallFailed(f"{self.url} does not speak HTTP as expected: {said}") from None
@@ -200,9 +206,16 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def model_path(model: str, version: str | None = None) -> str:
-    """The path of a model, or of one version of it."""
-    path = f"/v2/models/{quote(model, safe='')}"
-    return f"{path}/versions/{quote(version, safe='')}" if version is not None else path
+    """The path of a model, or of one version of it; RequestError for what is no name of one."""
+    path = f"/v2/models/{segment(model, 'a model')}"
+    return f"{path}/versions/{segment(version, 'a version')}" if version is not None else path
+
+
+def segment(name: str, what: str) -> str:
+    """A name as it stands in a path; RequestError for '', '.' and '..', which would lead to another path."""
+    if name in ("", ".", ".."):
+        raise RequestError(f"'{name}' is no name of {what}")
+    return quote(name, safe="", errors="surrogateescape")
 
 
 def _refusal(response: "httpx.Response") -> str:

@@ -1,15 +1,20 @@
 """`gateway import`: models of TensorFlow Serving, Triton, TorchServe and MLServer, in the layout of our store."""
 
-import sys
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.commands.printing import console, print_json, table
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from gateway.importing.plan import Plan
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""What stands for bytes that are no UTF-8 in names of files; in JSON there is no such thing."""
 
 
 def import_models(
@@ -31,58 +36,41 @@ def import_models(
 
     Example: gateway import /srv/triton model_store --dry-run
     """
-    import orjson  # noqa: PLC0415 - so that --help answers at once
-    from rich.console import Console  # noqa: PLC0415 - as above
-
-    from gateway.errors import ConfigError  # noqa: PLC0415 - as above
-    from gateway.importing.layouts import LAYOUTS, plans  # noqa: PLC0415 - as above
+    from gateway.importing.layouts import LAYOUTS, plans  # noqa: PLC0415 - so that --help answers at once
 
     wanted = next((each for each in LAYOUTS if each == layout), None)
     if layout is not None and wanted is None:
         raise typer.BadParameter(f"--from takes one of {', '.join(LAYOUTS)}")
-    try:
-        found, models = plans(source, wanted)
-    except ConfigError as error:
-        print(f"gateway: {error.message}", file=sys.stderr)  # noqa: T201 - the command line's own voice
-        raise typer.Exit(2) from None
+    found, models = plans(source, wanted)
     _write(models, dest, found, force=force, dry_run=dry_run)
     if as_json:
-        report = {"from": found, "dry_run": dry_run, "models": [_as_json(plan) for plan in models]}
-        typer.echo(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+        print_json(_sound({"from": found, "dry_run": dry_run, "models": [_as_json(plan) for plan in models]}))
     else:
-        console = Console(highlight=False, markup=False)
-        if not console.is_terminal:
-            console.width = 1000  # what is read by a program is not folded
-        console.print(_table(models))
+        console().print(_table(models), soft_wrap=False)
     raise typer.Exit(1 if any(plan.refused for plan in models) else 0)
 
 
 def _write(models: "list[Plan]", dest: Path, layout: str, *, force: bool, dry_run: bool) -> None:
     """Check all models, then copy them; what fails becomes `refused`."""
-    from rich.console import Console  # noqa: PLC0415 - as above
     from rich.progress import Progress  # noqa: PLC0415 - as above
 
-    from gateway.errors import ConfigError  # noqa: PLC0415 - as above
     from gateway.importing import copying  # noqa: PLC0415 - as above
+    from gateway.importing.plan import refusing  # noqa: PLC0415 - as above
 
     total = 0
     for plan in models:
-        try:
+        with refusing(plan):
             total += 0 if plan.refused else copying.check(plan, dest, force=force)
-        except ConfigError as error:
-            plan.refused = error.message
     if dry_run:
         return
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    screen = console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("copying", total=total)
         for plan in models:
             if plan.refused:
                 continue
-            try:
+            with refusing(plan):
                 copying.write(plan, dest, layout, lambda size: progress.advance(task, size), force=force)
-            except ConfigError as error:
-                plan.refused = error.message
 
 
 def _as_json(plan: "Plan") -> dict[str, Any]:
@@ -96,23 +84,24 @@ def _as_json(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def _plain(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
+def _sound(value: Any) -> Any:
+    """The same without anything that orjson refuses."""
+    if isinstance(value, dict):
+        return {_sound(key): _sound(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_sound(each) for each in value]
+    return _SURROGATES.sub("�", value) if isinstance(value, str) else value
 
 
 def _table(models: "list[Plan]") -> "Table":
-    from rich.table import Table  # noqa: PLC0415 - as above
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("MODEL", "VERSIONS", "KEPT", "CHANGED", "DROPPED"):
-        table.add_column(column, overflow="fold")
+    rows: list[tuple[str, ...]] = []
     for plan in models:
         if plan.refused:
-            table.add_row(_plain(plan.model), "refused", _plain(plan.refused), style="red")
+            rows.append((plan.model, "refused", plan.refused, "", ""))
             continue
         of = {fate: [f for f in plan.translation.findings if f.fate == fate] for fate in ("kept", "changed", "dropped")}
-        told = [[f"{f.key}: {f.sentence}" for f in of[fate]] for fate in ("changed", "dropped")]
-        cells = [", ".join(f.key for f in of["kept"]), *("; ".join(each) for each in told)]
+        told = ["; ".join(f"{f.key}: {f.sentence}" for f in of[fate]) for fate in ("changed", "dropped")]
         versions = ", ".join(map(str, sorted(plan.versions)))
-        table.add_row(_plain(plan.model), versions, *map(_plain, cells))
-    return table
+        rows.append((plan.model, versions, ", ".join(f.key for f in of["kept"]), *told))
+    styles = ["red" if plan.refused else "" for plan in models]
+    return table(("MODEL", "VERSIONS", "KEPT", "CHANGED", "DROPPED"), rows, styles)

@@ -1,9 +1,8 @@
 """`gateway load` and `gateway unload`: what a running gateway has in memory."""
 
 from contextlib import nullcontext
-from urllib.parse import quote
 
-from gateway.commands.client import DEFAULT_URL, AsJson, CaCert, Client, Insecure, Key, ModelName, Timeout, Url
+from gateway.commands.client import DEFAULT_URL, AsJson, CaCert, Client, Insecure, Key, ModelName, Timeout, Url, segment
 from gateway.commands.printing import console, plain, print_json
 
 
@@ -49,7 +48,7 @@ def _control(client: Client, model: str, action: str, *, as_json: bool) -> None:
     screen = console(stderr=True)
     waiting = screen.status(f"{action}ing {plain(model)} …") if screen.is_terminal else nullcontext()
     with waiting, client.knowing(model):
-        client.json("POST", f"/v2/repository/models/{quote(model, safe='')}/{action}", {})
+        client.json("POST", f"/v2/repository/models/{segment(model, 'a model')}/{action}", {})
     states = [
         {key: each.get(key, "") for key in ("name", "version", "state", "reason")}
         for each in client.index()

@@ -20,11 +20,20 @@ FREE_BYTES = 16 << 20
 """An archive that unpacks to no more may be packed as tightly as it likes."""
 MAX_READ = 16 << 20
 """Of one read: the directory of the archive is one."""
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""zipfile unpacks the others without a bound, whatever size a member is said to have."""
 FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 
 
+class _Unreadable(zipfile.BadZipFile):
+    """The file of the archive could not be read, for the reason that the operating system gives."""
+
+
 class _Cautious(io.RawIOBase):
-    """A file that does not read without a bound, whatever an archive says of its sizes."""
+    """A file that does not read without a bound, whatever an archive says of its sizes.
+
+    Its OSErrors are _Unreadable, so that they differ from those of whatever the archive's members are written to.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -36,7 +45,10 @@ class _Cautious(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+        try:
+            return self._file.seek(offset, whence)
+        except OSError:  # to before its beginning
+            raise zipfile.BadZipFile("a member is nowhere in it") from None
 
     def tell(self) -> int:
         return self._file.tell()
@@ -44,7 +56,10 @@ class _Cautious(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """As a file's; BadZipFile for more than MAX_READ bytes."""
         wanted = MAX_READ + 1 if size is None or size < 0 else size
-        data = self._file.read(min(wanted, MAX_READ + 1))
+        try:
+            data = self._file.read(min(wanted, MAX_READ + 1))
+        except OSError as error:
+            raise _Unreadable(error.strerror) from None
         if len(data) > MAX_READ:
             raise zipfile.BadZipFile("too large a read")
         return data
@@ -52,13 +67,27 @@ class _Cautious(io.RawIOBase):
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive, whose names and sizes have been checked; ConfigError with what is wrong with it."""
-    try:
-        with open_regular(path) as file, _checked(file, path.stat().st_size) as archive:
+    """The archive, whose names and sizes have been checked; ConfigError with what is wrong with it.
+
+    An OSError of what is done with it is not the archive's, and goes through.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_regular(path))
+            archive = stack.enter_context(_checked(file, path.stat().st_size))
+        except FAULTS as error:
+            raise _refusal(path, error) from None
+        try:
             yield archive
-    except FAULTS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no sound zip archive"
-        raise ConfigError(f"{shown(path.name)} cannot be read: {reason}") from None
+        except OSError:
+            raise
+        except FAULTS as error:
+            raise _refusal(path, error) from None
+
+
+def _refusal(path: Path, error: Exception) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) else str(error) if isinstance(error, _Unreadable) else ""
+    return ConfigError(f"{shown(path.name)} cannot be read: {reason or 'it is no sound zip archive'}")
 
 
 def _checked(file: IO[bytes], size: int) -> zipfile.ZipFile:
@@ -87,6 +116,8 @@ def _check(info: zipfile.ZipInfo) -> None:
         raise ConfigError(f"the archive's entry {shown(name)} is a link or a device")
     if info.flag_bits & 1:
         raise ConfigError(f"the archive's entry {shown(name)} is encrypted")
+    if info.compress_type not in COMPRESSIONS:
+        raise ConfigError(f"the archive's entry {shown(name)} is compressed in another way than by deflate")
 
 
 def content(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:

@@ -1,5 +1,6 @@
 """Writes the models of an import into a store, each complete before it is there under its name."""
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -80,10 +81,12 @@ def _put(hidden: Path, target: Path, *, force: bool) -> None:
     except OSError:
         before.rename(target)
         raise
-    if before.is_symlink():
-        before.unlink()
+    # From here on the model is there: what cannot be cleared away is a pity, not a failure.
+    if before.is_dir() and not before.is_symlink():
+        shutil.rmtree(before, ignore_errors=True)
     else:
-        shutil.rmtree(before)
+        with contextlib.suppress(OSError):
+            before.unlink()
 
 
 def _copy(piece: Piece, target: Path, root: Path, tell: Tell) -> None:

@@ -32,7 +32,7 @@ def tree_of(value: Mapping[Any, Any]) -> Tree:
 class Fields:
     """One object of a foreign configuration; each getter is None, or empty, for what is not there.
 
-    All raise ConfigError, which names the key, for a value of another type.
+    All raise ConfigError, which names the key, for a value of another type and an integer of more than 64 bits.
     """
 
     def __init__(self, tree: Tree, path: str = "") -> None:
@@ -54,6 +54,8 @@ class Fields:
         for value in values:
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise ConfigError(f"{self.path(key)} is not {noun}")
+            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+                raise ConfigError(f"{self.path(key)} has more than 64 bits")
         return values
 
     def texts(self, key: str) -> list[str]:

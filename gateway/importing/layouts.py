@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from gateway.errors import ConfigError
 from gateway.importing import archive, mlserver, tensorflow_serving, torchserve, triton
-from gateway.importing.plan import SAVED_MODEL, TORCHSCRIPT, Piece, Plan
+from gateway.importing.plan import SAVED_MODEL, TORCHSCRIPT, Piece, Plan, refusing
 from gateway.store.contents import inside
 from gateway.store.foreign import config_of
 from gateway.store.manifest import read_file
@@ -23,8 +23,8 @@ MAX_DEPTH = 4
 
 def plans(source: Path, layout: Layout | None = None) -> tuple[Layout, list[Plan]]:
     """The layout of a repository and a plan for each of its models; ConfigError if it is none that is known."""
-    source = source.resolve()
     try:
+        source = source.resolve()
         found = layout or detect(source)
         readers = {
             "tensorflow-serving": _tensorflow_serving,
@@ -35,6 +35,8 @@ def plans(source: Path, layout: Layout | None = None) -> tuple[Layout, list[Plan
         models = list(itertools.islice(readers[found](source), MAX_MODELS))
     except OSError as error:
         raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
+    except RuntimeError:  # Path.resolve's, up to Python 3.12
+        raise ConfigError(f"{source} is a link to itself") from None
     if not models:
         raise ConfigError(f"{source} holds no model in the layout of {found}")
     merged = _merged(models)
@@ -80,19 +82,14 @@ def _tensorflow_serving(source: Path) -> Iterator[Plan]:
         return
     for path in _directories(source):
         found = Plan(path.name, path.name)
-        if not inside(str(path.resolve()), str(source)):
-            found.refused = "its directory is a link that leads out of the source"
-            yield found
-        else:
-            yield tensorflow_serving.base_path(found, path)
+        with refusing(found):
+            tensorflow_serving.base_path(found, _inside(path, source))
+        yield found
 
 
 def _torchserve(source: Path) -> Iterator[Plan]:
     for path in [source] if source.is_file() else sorted(source.glob("*.mar")):
-        if inside(str(path.resolve()), str(source.parent if source.is_file() else source)):
-            yield torchserve.plan(path)
-        else:
-            yield Plan(path.stem, path.name, refused="it is a link that leads out of the source")
+        yield torchserve.plan(path, source.parent if source.is_file() else source)
 
 
 def _settings(source: Path) -> Iterator[Path]:
@@ -113,7 +110,7 @@ def _triton(source: Path) -> Iterator[Plan]:
 
 def _triton_model(path: Path, root: Path) -> Plan:
     found = Plan(path.name, path.name, root)
-    try:
+    with refusing(found):
         real = _inside(path, root)
         has_config = (path / triton.FILE).exists()
         model = (
@@ -121,10 +118,8 @@ def _triton_model(path: Path, root: Path) -> Plan:
         )
         found.translation = model.translation
         found.beside = [Piece(path / file, file) for file in model.translation.files]
-        for version in _directories(path):
+        for version in sorted(_directories(path), key=lambda each: (len(each.name), each.name)):
             _triton_version(version, model.filename, found)
-    except ConfigError as error:
-        found.refused = error.message
     return found
 
 
@@ -139,6 +134,9 @@ def _triton_version(version: Path, filename: str, found: Plan) -> None:
     number = version.name
     if not (number.isascii() and number.isdigit() and len(number) <= 18):
         found.translation.dropped(f"{number[:100]}/", "it is no version, whose name is an integer")
+        return
+    if int(number) in found.versions:
+        found.translation.dropped(f"{number}/", "the same number as another version")
         return
     names = {filename: TORCHSCRIPT} if filename else {}
     for name in (*names, SAVED_MODEL, TORCHSCRIPT):
@@ -187,7 +185,5 @@ def _check(plan: Plan, layout: str) -> None:
     elif not plan.versions:
         plan.refused = "it has no version with an artifact that is served here"
     else:
-        try:
+        with refusing(plan):
             config_of(plan.translation.keys, layout)
-        except ConfigError as error:
-            plan.refused = error.message

@@ -11,7 +11,7 @@ import msgspec
 from gateway.errors import ConfigError
 from gateway.importing import archive
 from gateway.importing.fields import Fields, tree_of
-from gateway.importing.plan import SAVED_MODEL, TORCHSCRIPT, Piece, Plan, declared, version_number
+from gateway.importing.plan import SAVED_MODEL, TORCHSCRIPT, Piece, Plan, declared, refusing, version_number
 from gateway.importing.report import Translation
 from gateway.store.contents import inside
 from gateway.store.manifest import read_file
@@ -78,17 +78,13 @@ def _running(fields: Fields, translation: Translation) -> None:
 
 
 def plan(settings: Path, root: Path) -> Plan:
-    """What the model of a model-settings.json comes to; never raises ConfigError, but refuses."""
+    """What the model of a model-settings.json comes to; whatever is wrong with it is in `refused`."""
     directory = settings.parent
     found = Plan(directory.name, str(settings.relative_to(root)), root)
-    try:
+    with refusing(found):
         text = read_file(directory.resolve(), FILE, str(root))
         uri, version = translate(text, found)
         found.versions[version] = _artifact(directory, uri, root)
-    except OSError as error:
-        found.refused = f"it cannot be read: {error.strerror}"
-    except ConfigError as error:
-        found.refused = error.message
     return found
 
 

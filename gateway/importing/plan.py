@@ -1,9 +1,11 @@
 """What an import is going to write: for each model its versions' artifacts, the files beside them and model.yaml."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from gateway.errors import ConfigError
 from gateway.importing.report import Translation
@@ -36,6 +38,25 @@ class Plan:
     versions: dict[int, Piece] = field(default_factory=dict)
     beside: list[Piece] = field(default_factory=list)
     refused: str = ""
+
+
+class Refusable(Protocol):
+    """What stands for one model of a repository."""
+
+    refused: str
+
+
+@contextlib.contextmanager
+def refusing(found: Refusable) -> Iterator[None]:
+    """Whatever goes wrong in here with one model is why it is refused, and does not keep others from being imported."""
+    try:
+        yield
+    except ConfigError as error:
+        found.refused = error.message
+    except OSError as error:
+        found.refused = f"it cannot be read: {error.strerror}"
+    except Exception as error:  # noqa: BLE001 - files of others may hold what nobody has thought of
+        found.refused = f"it cannot be imported: {error!r:.200}"
 
 
 def version_number(text: str) -> int:

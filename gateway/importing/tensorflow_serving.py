@@ -10,7 +10,7 @@ from typing import Any
 from gateway.errors import ConfigError
 from gateway.importing import text_proto
 from gateway.importing.fields import Fields
-from gateway.importing.plan import SAVED_MODEL, Piece, Plan
+from gateway.importing.plan import SAVED_MODEL, Piece, Plan, refusing
 from gateway.importing.report import Translation
 from gateway.store.contents import inside
 
@@ -37,10 +37,8 @@ def translate(text: bytes, title: str) -> list[Served]:
     found = []
     for section in lists.sections("config"):
         served = Served("", "")
-        try:
+        with refusing(served):
             _model(section, served)
-        except ConfigError as error:
-            served.refused = error.message
         found.append(served)
     return found
 
@@ -104,12 +102,13 @@ def _plan(served: Served, directory: Path) -> Plan:
         found.refused = f"base_path {served.base_path!r:.120} is no path on this machine"
         return found
     path = Path(served.base_path)
-    if not path.is_absolute():
-        path = directory / path
-        if not inside(str(path.resolve()), str(directory.resolve())):
-            found.refused = f"base_path {served.base_path!r:.120} leads out of the source"
-            return found
-    return base_path(found, path)
+    with refusing(found):
+        if not path.is_absolute():
+            path = directory / path
+            if not inside(str(path.resolve()), str(directory.resolve())):
+                raise ConfigError(f"base_path {served.base_path!r:.120} leads out of the source")
+        base_path(found, path)
+    return found
 
 
 def base_path(found: Plan, path: Path) -> Plan:

@@ -98,11 +98,14 @@ class _Reader:
                 return found
             self._tokens.Consume(",")
 
-    def _value(self, depth: int) -> Any:
-        tokens = self._tokens
+    def _count(self) -> None:
         self._left -= 1
         if self._left < 0:
-            raise tokens.ParseError(f"more than {MAX_VALUES} values.")
+            raise self._tokens.ParseError(f"more than {MAX_VALUES} values.")
+
+    def _value(self, depth: int) -> Any:
+        tokens = self._tokens
+        self._count()
         if (end := _CLOSES.get(tokens.token)) is not None:
             if depth == MAX_DEPTH:
                 raise tokens.ParseError(f"nested more than {MAX_DEPTH} deep.")
@@ -117,14 +120,16 @@ class _Reader:
     def _strings(self) -> str:
         """Strings that stand behind each other are one; the tokenizer's own unescaping warns where it should refuse."""
         tokens = self._tokens
-        found = b""
+        found: list[bytes] = []
         while tokens.token[:1] in _QUOTES:
             token = tokens.token
             if len(token) < 2 or token[-1] != token[0] or not _STRING.fullmatch(token[1:-1]):
                 raise tokens.ParseError("a string has no end, or an escape that is none.")
-            found += _ESCAPE.sub(_unescaped, token[1:-1].encode())
+            if found:
+                self._count()
+            found.append(_ESCAPE.sub(_unescaped, token[1:-1].encode()))
             tokens.NextToken()
-        return found.decode()
+        return b"".join(found).decode()
 
     def _number(self) -> int | float:
         tokens = self._tokens

@@ -13,8 +13,9 @@ from gateway import yaml_text
 from gateway.errors import ConfigError
 from gateway.importing import archive
 from gateway.importing.fields import Fields, tree_of
-from gateway.importing.plan import TORCHSCRIPT, Piece, Plan, version_number
+from gateway.importing.plan import TORCHSCRIPT, Piece, Plan, refusing, version_number
 from gateway.importing.report import Translation
+from gateway.store.contents import inside
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 LABELS = "index_to_name.json"
@@ -23,14 +24,14 @@ _IMAGE = {"resize": 256, "crop": 224, "mean": [0.485, 0.456, 0.406], "std": [0.2
 _DEVICES = {"cpu": "cpu", "gpu": "gpu"}
 
 
-def plan(path: Path) -> Plan:
-    """What an archive comes to; never raises ConfigError, but refuses."""
+def plan(path: Path, root: Path) -> Plan:
+    """What an archive below the resolved `root` comes to; whatever is wrong with it is in `refused`."""
     found = Plan(path.stem, path.name, path.parent)
-    try:
+    with refusing(found):
+        if not inside(str(path.resolve()), str(root)):
+            raise ConfigError("it is a link that leads out of the source")
         with archive.opened(path) as opened:
             _read(opened, path, found)
-    except ConfigError as error:
-        found.refused = error.message
     return found
 
 
@@ -113,7 +114,8 @@ def translate(config: Fields, translation: Translation) -> None:
         keys["max_queue_delay_microseconds"] = min(max(delay, 0), 10_000) * 1000
         translation.kept("maxBatchDelay", f"max_queue_delay_microseconds: {keys['max_queue_delay_microseconds']}")
     if (seconds := config.number("responseTimeout")) is not None and seconds > 0:
-        keys["execution_timeout"] = min(float(seconds), 86400.0)
+        seconds = min(seconds, 86400)
+        keys["execution_timeout"] = float(seconds)
         translation.changed("responseTimeout", f"execution_timeout: {seconds}, of one batch")
     group: dict[str, Any] = {}
     if (count := config.number("minWorkers")) is not None:

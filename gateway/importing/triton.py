@@ -23,6 +23,7 @@ _PLATFORMS = {
 }
 _ARTIFACTS = {"pytorch_torchscript": "model.pt", "tensorflow_savedmodel": "model.savedmodel"}
 _NUMBERED = re.compile(r".+__(\d{1,6})")
+_COUNT = re.compile(r"[0-9]{1,9}")
 _WHY = {
     "optimization": "the gateway decides on its own how a model is run",
     "version": "versions are the names of directories",
@@ -207,7 +208,7 @@ def _parameters(fields: Fields, translation: Translation) -> None:
         value = section.section("value")
         text = (value.text("string_value") if value is not None else None) or ""
         title = f"parameters.{key:.80}"
-        if key in ("INTRA_OP_THREAD_COUNT", "TF_NUM_INTRA_THREADS") and text.isascii() and text.isdigit() and int(text):
+        if key in ("INTRA_OP_THREAD_COUNT", "TF_NUM_INTRA_THREADS") and _COUNT.fullmatch(text) and int(text):
             translation.keys["threads"] = int(text)
             translation.kept(title, f"threads: {int(text)}")
         elif key == "TF_SIGNATURE_DEF":
