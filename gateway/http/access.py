@@ -149,12 +149,12 @@ def check_rate(holder: Holder, rates: Memory, now: float) -> None:
         raise error
 
 
-def key_in(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The key that a request shows, as it is sent: bare, or after Bearer (RFC 6750, 2.1); None if it shows none."""
-    for name, value in headers:
+def key_in(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, bytes, bytes | None]:
+    """The header that shows a request's key: place, name, and value, bare or after Bearer (RFC 6750, 2.1), or None."""
+    for place, (name, value) in enumerate(headers):
         if name == b"x-api-key" or (name == b"authorization" and value[:7].lower() == b"bearer "):
-            return value
-    return None
+            return place, name, value
+    return -1, b"", None
 
 
 def bare(value: bytes | None) -> bytes | None:

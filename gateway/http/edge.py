@@ -19,8 +19,8 @@ from gateway.ipc.messages import Keys, Start
 if TYPE_CHECKING:
     from gateway.http.tracing import Tracing
 
-Shown = tuple[Access, bytes, Holder]
-"""The key that a connection's last request has shown, and whose it was found to be among which keys."""
+Shown = tuple[Access, int, bytes, bytes, Holder]
+"""Which header (its place, name and value) of a connection's last request was its key, and whose among which keys."""
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -54,18 +54,12 @@ class Edge:
 
         A connection's requests mostly show the same key: whose it is has to be found out once.
         """
-        access = self.access
-        value = key_in(connection.headers)
-        shown = connection.shown
+        holder = self._same_holder(connection)
         try:
-            if shown is not None and value is not None and shown[0] is access and compare_digest(shown[1], value):
-                holder = shown[2]
-                if holder.mortal:
-                    check_time(holder, time.time())
-            else:
-                connection.shown = None
-                holder = access.holder(bare(value), time.time())
-                connection.shown = (access, value or b"", holder)
+            if holder is None:
+                holder = self._holder(connection)
+            elif holder.mortal:
+                check_time(holder, time.time())
             if not holder.infer or not holder.is_for(model):
                 holder.check(Need("infer", model))
             if holder.interval:
@@ -73,6 +67,23 @@ class Edge:
         except GatewayError as error:
             return error
         return None
+
+    def _same_holder(self, connection: Client) -> Holder | None:
+        """Whose key it is, if it stands where the last request of the connection had it."""
+        shown, headers = connection.shown, connection.headers
+        if shown is None or shown[0] is not self.access or len(headers) <= shown[1]:
+            return None
+        name, value = headers[shown[1]]
+        # Behind a proxy the last request may have been somebody else's, so that this comparison, too, tells no time.
+        return shown[4] if name == shown[2] and compare_digest(value, shown[3]) else None
+
+    def _holder(self, connection: Client) -> Holder:
+        """Whose key it is, to be remembered; Unauthenticated."""
+        connection.shown = None
+        place, name, value = key_in(connection.headers)
+        holder = self.access.holder(bare(value), time.time())
+        connection.shown = (self.access, place, name, value or b"", holder)
+        return holder
 
     def visit(
         self, client: Client, call: Call, started: float, identity: bytes, refusal: GatewayError | None
@@ -82,7 +93,7 @@ class Edge:
         visit = Visit(self.record, "POST", path, client.client, client.scheme, started)
         visit.model, visit.protocol = call.wish[0], call.dialect.protocol
         if self.access.required and client.shown is not None and not isinstance(refusal, Unauthenticated):
-            visit.key = client.shown[2].id
+            visit.key = client.shown[4].id
         return visit, self.begin(visit, identity, client.headers)
 
     def begin(self, visit: Visit, identity: bytes, headers: Headers) -> bytes:

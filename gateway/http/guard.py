@@ -72,7 +72,7 @@ class Guard:
             if need.scope == "admin":
                 check_page(headers, self._origins)
             return
-        holder = access.holder(bare(key_in(headers)), time.time())
+        holder = access.holder(bare(key_in(headers)[2]), time.time())
         if visit is not None:
             visit.key = holder.id
         holder.check(need)
