@@ -3,11 +3,12 @@
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from gateway import __version__
 from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
@@ -55,6 +56,25 @@ def show_models(console: Console, versions: Sequence[Version], account: Account,
     console.print(
         f"Try it:\n\n{line}\n" if line else "No model is ready.\n", highlight=False, soft_wrap=True, markup=False
     )
+
+
+def report(urls: Mapping[str, str], versions: Sequence[Version], account: Account) -> bytes:
+    """A line of JSON with the same, for programs: the addresses by listener, and the models."""
+    models = [
+        {
+            "name": version.artifact.model,
+            "version": str(version.artifact.version),
+            "platform": version.artifact.platform or "",
+            "state": version.state.value,
+            "reason": version.reason,
+            "devices": sorted({instance.device.name for instance in version.instances}),
+            "load_seconds": version.ready.load_seconds if version.ready else None,
+            "private_bytes": account.held.get(version, {}).get("cpu", 0),
+            "max_batch_size": version.ready.batching.max_batch_size if version.ready else None,
+        }
+        for version in sorted(versions, key=lambda version: version.key)
+    ]
+    return json.dumps({"version": __version__, "listeners": dict(urls), "models": models}).encode() + b"\n"
 
 
 def first_request(versions: Sequence[Version], url: str) -> str | None:

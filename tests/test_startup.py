@@ -1,10 +1,12 @@
 import io
 import json
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
 
@@ -137,3 +139,23 @@ def test_cold_models_are_counted_and_not_listed() -> None:
     assert "3 COLD" in text
     assert "400.0 MB" in text
     assert "cold0" not in text
+
+
+def test_programs_read_one_line_of_json_with_addresses_and_models(helpers: Any, tmp_path: Path) -> None:
+    (tmp_path / "store" / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "store" / "broken" / "1" / "readme.txt").touch()
+    options = ("--json", "--port", "0", "--management-address", "off", "--metrics-address", "127.0.0.1:0")
+    command = [helpers.program, "serve", "--model-store", tmp_path / "store", *options]
+    command += ["--state-directory", tmp_path / "state"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        try:
+            found = json.loads(server.stdout.readline())
+            assert list(found["listeners"]) == ["http", "metrics"]
+            assert httpx.get(f"{found['listeners']['http']}/v2/health/ready").status_code == 200
+        finally:
+            server.terminate()
+        assert server.communicate(timeout=20)[0] == b""
+    (model,) = found["models"]
+    assert (model["name"], model["version"], model["state"], model["devices"]) == ("broken", "1", "FAILED", [])
+    assert "no artifact" in model["reason"]

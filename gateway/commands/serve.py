@@ -57,12 +57,15 @@ def serve(
     otlp_endpoint: Annotated[
         str | None, typer.Option(help="OpenTelemetry collector, such as http://127.0.0.1:4318; spans go there.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON when it serves: addresses and models.")
+    ] = False,
 ) -> None:
     """Serve every model in the model store.
 
     Each option can also be set as `GATEWAY_<OPTION>` in the environment, or in gateway.yaml.
     """
-    given = locals().copy()
+    given = {name: value for name, value in locals().items() if name != "as_json"}
     # Imported here so that --help and a wrong option answer at once.
     from rich.console import Console  # noqa: PLC0415
 
@@ -71,10 +74,10 @@ def serve(
     from gateway.listeners import listen  # noqa: PLC0415
     from gateway.precautions import check  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
-    from gateway.startup import show_models  # noqa: PLC0415
+    from gateway.startup import report, show_models  # noqa: PLC0415
     from gateway.supervisor import supervise  # noqa: PLC0415
 
-    console = Console()
+    console = Console(stderr=as_json)
     console.width = max(console.width, 120)  # a table cut off at 80 columns hides what it is for
     try:
         settings = read_settings(**given)
@@ -91,6 +94,12 @@ def serve(
             console.print(text, highlight=False)
 
     def show(manager: Manager) -> None:
+        if as_json:
+            urls = {name: listeners.url(name) for name in listeners.sockets}
+            with contextlib.suppress(OSError):
+                sys.stdout.buffer.write(report(urls, list(manager.versions.values()), manager.residency.account))
+                sys.stdout.buffer.flush()
+            return
         with contextlib.suppress(OSError, SystemExit):
             show_models(console, list(manager.versions.values()), manager.residency.account, listeners.url("http"))
         for name, what in (("management", "TorchServe's management calls"), ("metrics", "metrics alone")):
