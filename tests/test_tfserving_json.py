@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as arrays
 
 from gateway.errors import GatewayError, RequestError
 from gateway.http import tfserving_json
-from gateway.http.tfserving_json import LARGE, Numbers, bytes_of, parse, shape_of, tensor_of
+from gateway.http.tfserving_json import LARGE, bytes_of, parse, shape_of, tensor_of
+from gateway.http.tfserving_numbers import Numbers
 from gateway.http.tfserving_outputs import pieces
 from gateway.tensors import DTYPES, array_from_raw
 

@@ -8,7 +8,7 @@ from gateway.keys import parse as parse_keys
 from gateway.store.manifest import parse as parse_model
 
 TAGS = ("bool", "int", "float", "null", "binary", "timestamp", "omap", "pairs", "set", "seq", "map", "str", "mine")
-LAUGHS = "[&a [0], &b [*a, *a, *a], &c [*b, *b, *b], &d [*c, *c, *c], &e [*d, *d, *d], [*e, *e, *e, *e, *e]]"
+LAUGHS = "[&a0 [0], " + ", ".join(f"&a{n + 1} [*a{n}, *a{n}, *a{n}, *a{n}]" for n in range(12)) + "]"
 BAD = [
     "!!bool x",
     "!!int x",
@@ -25,6 +25,11 @@ BAD = [
 def test_yaml_is_read() -> None:
     assert yaml_text.read(b"") is None
     assert yaml_text.read("a: [1, yes, x]") == {"a": [1, True, "x"]}
+
+
+def test_aliases_may_stand_for_what_is_there_often() -> None:
+    assert yaml_text.read("scopes: &s [infer]\nall: [" + "*s, " * 1000 + "]")["all"] == [["infer"]] * 1000
+    assert yaml_text.read("base: &b {a: 1}\nmore: {<<: *b, c: 2}")["more"] == {"a": 1, "c": 2}
 
 
 @pytest.mark.parametrize("text", BAD)

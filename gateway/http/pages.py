@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 
 from gateway.errors import Forbidden
 
+_NOT_PUBLIC = {"localhost", "local", "internal", "test"}
+"""Last parts of names that nobody can register (RFC 6761, RFC 6762; ICANN has reserved `internal`)."""
 _MINE = {b"same-origin", b"none"}
 
 
@@ -26,15 +28,19 @@ def check_page(headers: Sequence[tuple[bytes, bytes]], origins: Collection[str])
     if origin is not None and origin.partition(b"://")[2] == host:
         return
     if origin is not None or (site is not None and site not in _MINE):
-        raise Forbidden("web pages of other origins may not make this call; --cors-origins names those that may")
+        raise Forbidden(
+            "web pages of other origins may not make this call; --cors-origins names those that may, * does not"
+        )
 
 
 def _is_local(host: str) -> bool:
     """Whether a Host header names an address, or a name that nobody can point here from outside."""
+    host = host.lower()
     if host.startswith("["):
         return True
-    name = host.rpartition(":")[0] or host if host.rpartition(":")[2].isdigit() else host
-    if "." not in name or name.endswith(".localhost"):
+    before, _, port = host.rpartition(":")
+    name = (before if port.isdigit() else host).rstrip(".")
+    if "." not in name or name.rpartition(".")[2] in _NOT_PUBLIC:
         return True
     try:
         ipaddress.ip_address(name)

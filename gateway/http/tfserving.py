@@ -17,7 +17,8 @@ from gateway.http.json_dialect import JsonDialect
 from gateway.http.responses import status_of
 from gateway.http.tfserving_examples import example, features
 from gateway.http.tfserving_inputs import Tensor, from_inputs, from_instances
-from gateway.http.tfserving_json import Numbers, parse
+from gateway.http.tfserving_json import parse
+from gateway.http.tfserving_numbers import Numbers
 from gateway.http.tfserving_outputs import array_of, pieces, text_of
 from gateway.http.waiting import Wish
 from gateway.ipc.channel import Channel
@@ -206,9 +207,9 @@ class Judge(TensorFlowServing):
 
 def _serialized(common: dict[str, bytes], examples: list[Any]) -> Iterator[bytes]:
     """Each example with the features of the context; RequestError if they come to too much."""
-    size = sum(map(len, common.values())) * len(examples)
-    for each in examples:
-        if size > MOST_EXAMPLE_BYTES:
+    in_each, size = sum(map(len, common.values())), 0
+    for left, each in zip(range(len(examples), 0, -1), examples, strict=True):
+        if size + in_each * left > MOST_EXAMPLE_BYTES:
             raise RequestError(
                 f"the examples, each with the context, come to more than {MOST_EXAMPLE_BYTES} bytes; send fewer"
             )

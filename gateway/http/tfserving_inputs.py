@@ -5,8 +5,11 @@ Source: tensorflow_serving/util/json_tensor.cc, whose wordings these are.
 
 from typing import Any, NamedTuple
 
+import simdjson
+
 from gateway.errors import RequestError
-from gateway.http.tfserving_json import Numbers, is_base64, listed, shape_of, shown, tensor_of
+from gateway.http.tfserving_json import is_base64, listed, shape_of, shown, tensor_of
+from gateway.http.tfserving_numbers import Numbers, stacked
 from gateway.tensors import Buffer, Signature, TensorSpec
 
 SEARCHED_ROWS = 4096
@@ -81,7 +84,8 @@ def _spec(specs: dict[str, TensorSpec], name: str, value: Any) -> TensorSpec:
     """What is known of an input; of one that the signature leaves open, what its first value tells."""
     if name in specs:
         return specs[name]
-    while isinstance(value, list) and value:
+    value = value.array if isinstance(value, Numbers) else value
+    while isinstance(value, list | simdjson.Array) and len(value):
         value = value[0]
     kinds = {bool: "BOOL", int: "INT64", float: "FP32"}
     return TensorSpec(name, kinds.get(type(value), "BYTES"), None, strict=False)
@@ -89,6 +93,10 @@ def _spec(specs: dict[str, TensorSpec], name: str, value: Any) -> TensorSpec:
 
 def _column(spec: TensorSpec, values: "list[Any] | Numbers", key: str = "") -> Tensor:
     """The values of all rows as one tensor, whose first dimension they are."""
+    if isinstance(values, list) and isinstance(values[0], Numbers):
+        if (found := stacked(spec.datatype, values)) is not None:
+            return Tensor(spec.name, spec.datatype, *found)
+        values = [listed(each) if isinstance(each, Numbers) else each for each in values]
     try:
         shape, raw = tensor_of(spec.datatype, values)
     except RequestError as error:
