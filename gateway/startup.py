@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -16,6 +17,20 @@ from gateway.sizes import format_size
 from gateway.tensors import Signature, TensorSpec
 
 _MAX_ELEMENTS = 100
+
+
+def announce(
+    console: Console, urls: Mapping[str, str], versions: Sequence[Version], account: Account, *, as_json: bool
+) -> None:
+    """That it serves, for people, or for programs as a line of JSON on stdout; `urls` by listener."""
+    if as_json:
+        sys.stdout.buffer.write(report(urls, versions, account))
+        sys.stdout.buffer.flush()
+        return
+    show_models(console, versions, account, urls["http"])
+    for name, what in (("management", "TorchServe's management calls"), ("metrics", "metrics alone")):
+        if name in urls:
+            console.print(f"{urls[name]}: {what}", highlight=False)
 
 
 def show_models(console: Console, versions: Sequence[Version], account: Account, url: str) -> None:

@@ -74,7 +74,7 @@ def serve(
     from gateway.listeners import listen  # noqa: PLC0415
     from gateway.precautions import check  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
-    from gateway.startup import report, show_models  # noqa: PLC0415
+    from gateway.startup import announce  # noqa: PLC0415
     from gateway.supervisor import supervise  # noqa: PLC0415
 
     console = Console(stderr=as_json)
@@ -94,17 +94,9 @@ def serve(
             console.print(text, highlight=False)
 
     def show(manager: Manager) -> None:
-        if as_json:
-            urls = {name: listeners.url(name) for name in listeners.sockets}
-            with contextlib.suppress(OSError):
-                sys.stdout.buffer.write(report(urls, list(manager.versions.values()), manager.residency.account))
-                sys.stdout.buffer.flush()
-            return
+        urls = {name: listeners.url(name) for name in listeners.sockets}
         with contextlib.suppress(OSError, SystemExit):
-            show_models(console, list(manager.versions.values()), manager.residency.account, listeners.url("http"))
-        for name, what in (("management", "TorchServe's management calls"), ("metrics", "metrics alone")):
-            if name in listeners.sockets:
-                say(f"{listeners.url(name)}: {what}")
+            announce(console, urls, list(manager.versions.values()), manager.residency.account, as_json=as_json)
 
     say(f"gateway {__version__}: loading {settings.model_store}")
     code = asyncio.run(
