@@ -17,10 +17,10 @@ FIND_PYTHON = \
 	fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test lint bench bars soak python
+.PHONY: help setup clients serve test lint bench bars soak load load-ui python
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(INSTALLED) ## Install the gateway and everything it needs, on the CPU, into .venv
 
@@ -48,6 +48,12 @@ bars: setup ## Prove under load what is promised: swaps, faults, cold models, ov
 
 soak: setup ## All of that at once for MINUTES (20), with what fails and how memory grows
 	.venv/bin/python loadtests/soak.py --minutes $(or $(MINUTES),20) $(ARGS)
+
+load: setup ## Load the digit models with locust; ARGS="--shape spike --users 64 --seconds 60", report in load-report/
+	.venv/bin/python loadtests/load.py $(ARGS)
+
+load-ui: setup ## The same by locust's own page
+	.venv/bin/python loadtests/load.py --ui $(ARGS)
 
 # The Python that `make setup` takes.
 python:
