@@ -139,6 +139,17 @@ class RoutingTable:
                 )
         raise VersionNotFound(f"Request for unknown model: '{model}' version '{label[:40]}' is not found")
 
+    def shares(self, model: str) -> dict[int, int]:
+        """How requests that name no version are split among those that answer: parts by version; empty: not at all.
+
+        A default that somebody has set gets them all; a version that does not answer leaves its part to the others.
+        """
+        versions = self.models.get(model, {})
+        if not versions or any(route.default and self.answers(model, route.version) for route in versions.values()):
+            return {}
+        traffic = versions[max(versions)].config.traffic
+        return {number: part for number, part in traffic.items() if part and self.answers(model, number)}
+
     def answers_soon(self, model: str, version: int) -> bool:
         """Whether a request for a version that is not ready makes it so, or has."""
         route = self.models.get(model, {}).get(version)

@@ -1,8 +1,12 @@
+from itertools import pairwise
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.errors import ModelNotFound
 from gateway.http import calls, oip
-from gateway.http.calls import Calls, match
+from gateway.http.calls import Calls, match, spread
 from gateway.ipc.messages import Batching, Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import RoutingTable, Target
@@ -10,7 +14,7 @@ from gateway.store.manifest import ModelConfig
 from gateway.tensors import Signature
 
 
-def table_of(model: str) -> RoutingTable:
+def table_of(model: str, *versions: int, traffic: dict[int, int] | None = None, default: int = 0) -> RoutingTable:
     ready = Ready(
         pid=1,
         platform="pytorch_torchscript",
@@ -20,8 +24,15 @@ def table_of(model: str) -> RoutingTable:
         notes=[],
         load_seconds=0.1,
     )
-    route = VersionRoute(model, 1, "pytorch_torchscript", "pytorch", "READY", "", ModelConfig(), ready)
-    return RoutingTable([route], [Target(route, [], VersionCounters(model, "1", "pytorch"))])
+    config = ModelConfig(traffic=traffic or {})
+    routes = [
+        VersionRoute(
+            model, version, "pytorch_torchscript", "pytorch", "READY", "", config, ready, default=version == default
+        )
+        for version in versions or (1,)
+    ]
+    targets = [Target(route, [], VersionCounters(model, str(route.version), "pytorch")) for route in routes]
+    return RoutingTable(routes, targets)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +84,36 @@ def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(known.get(path) is not None for path in paths) <= 3
     assert known.find(b"/v2/models/m/versions/%s/infer" % (b"0" * 600)) is not None
     assert known.get(b"/v2/models/m/versions/%s/infer" % (b"0" * 600)) is None
+
+
+@given(st.dictionaries(st.integers(1, 9), st.integers(1, 100), min_size=1, max_size=4))
+def test_shares_are_kept_and_spread(shares: dict[int, int]) -> None:
+    order = spread(shares)
+    for version, part in shares.items():
+        assert order.count(version) * sum(shares.values()) == part * len(order)
+        places = [place for place, each in enumerate(order) if each == version]
+        gaps = [after - before for before, after in pairwise([*places, places[0] + len(order)])]
+        assert max(gaps) <= 2 * len(order) / len(places) + len(shares)
+
+
+def served(known: Calls, count: int) -> list[str]:
+    found = [known.get(PATH) or known.find(PATH) for _ in range(count)]
+    return sorted(call.target.version for call in found if call and isinstance(call.target, Target))
+
+
+PATH = b"/v2/models/m/infer"
+
+
+def test_requests_without_a_version_are_split_as_the_model_says() -> None:
+    assert served(Calls(table_of("m", 3, 4, 5, traffic={3: 75, 4: 25})), 8) == ["3"] * 6 + ["4"] * 2
+    assert served(Calls(table_of("m", 3, 4, traffic={3: 100, 4: 0})), 8) == ["3"] * 8
+    named = Calls(table_of("m", 3, 4, traffic={3: 75, 4: 25})).find(b"/v2/models/m/versions/4/infer")
+    assert named is not None
+    assert isinstance(named.target, Target)
+    assert named.target.version == "4"
+
+
+def test_a_version_that_is_not_there_leaves_its_part_and_a_default_gets_all() -> None:
+    assert served(Calls(table_of("m", 3, traffic={3: 75, 4: 25})), 4) == ["3"] * 4
+    assert served(Calls(table_of("m", 5, traffic={3: 75, 4: 25})), 4) == ["5"] * 4
+    assert served(Calls(table_of("m", 3, 4, traffic={3: 75, 4: 25}, default=4)), 4) == ["4"] * 4

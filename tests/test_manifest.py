@@ -94,6 +94,8 @@ def test_a_declared_tensor_is_a_spec() -> None:
         ("max_batch_size: 0", "max_batch_size"),
         ("max_batch_size: 1000000000000000000000", "max_batch_size"),
         ("memory_limit: 1000000000000000000000", "no amount of memory"),
+        ("traffic: {1: 50, 2: 40}", "90, not to 100"),
+        ("traffic: {1: 101}", "traffic"),
         ("version_labels: {a: 10000000000000000000}", "version_labels"),
         ("max_batch_size: none", "max_batch_size"),
         ("max_batch_size: 1.5", "max_batch_size"),

@@ -30,6 +30,12 @@ def test_latest_may_be_several() -> None:
     assert wanted(versions(9, version_policy=VersionPolicy(latest=2))) == [9]
 
 
+def test_versions_with_traffic_are_served_beside_those_of_the_policy() -> None:
+    artifacts = versions(9, 10, 2, traffic={2: 90, 9: 0, 7: 10})
+    assert wanted(artifacts) == [10, 2]
+    assert missing(artifacts) == ["traffic names version 7, which 'm' does not have"]
+
+
 def test_all_is_all() -> None:
     assert wanted(versions(9, 10, 2, version_policy="all")) == [10, 9, 2]
 

@@ -11,27 +11,35 @@ _SERVING = (State.READY, State.COLD)
 
 
 def aspired(artifacts: Sequence[Artifact]) -> list[Artifact]:
-    """Those of one model's versions that its version_policy asks for, the highest first."""
+    """Those of one model's versions that its version_policy asks for, and those with traffic, the highest first."""
     ordered = sorted(artifacts, key=lambda artifact: artifact.version, reverse=True)
     if not ordered:
         return []
-    policy = ordered[0].config.version_policy
+    config = ordered[0].config
+    policy = config.version_policy
     if policy == "all":
         return ordered
     if isinstance(policy, VersionPolicy) and policy.specific is not None:
-        return [artifact for artifact in ordered if artifact.version in policy.specific]
-    return ordered[: policy.latest if isinstance(policy, VersionPolicy) else 1]
+        chosen = set(policy.specific)
+    else:
+        latest = policy.latest if isinstance(policy, VersionPolicy) else 1
+        chosen = {artifact.version for artifact in ordered[:latest]}
+    return [artifact for artifact in ordered if artifact.version in chosen or config.traffic.get(artifact.version)]
 
 
 def missing(artifacts: Sequence[Artifact]) -> list[str]:
-    """A sentence for each version that a model's version_policy names and that is not there."""
+    """A sentence for each version that a model's version_policy or traffic names and that is not there."""
     if not artifacts:
         return []
     newest = max(artifacts, key=lambda artifact: artifact.version)
-    policy = newest.config.version_policy
-    wanted = policy.specific or [] if isinstance(policy, VersionPolicy) else []
-    absent = sorted(set(wanted) - {artifact.version for artifact in artifacts})
-    return [f"version_policy names version {version}, which '{newest.model}' does not have" for version in absent]
+    policy, traffic = newest.config.version_policy, newest.config.traffic
+    there = {artifact.version for artifact in artifacts}
+    named = policy.specific or [] if isinstance(policy, VersionPolicy) else []
+    return [
+        f"{key} names version {version}, which '{newest.model}' does not have"
+        for key, versions in (("version_policy", named), ("traffic", traffic))
+        for version in sorted(set(versions) - there)
+    ]
 
 
 def to_drain(unwanted: Mapping[int, State], wanted: Collection[State]) -> list[int]:

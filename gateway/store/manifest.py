@@ -26,6 +26,7 @@ MAX_BYTES = 1 << 20
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 NaturalInt = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 VersionNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 Extent = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 LABEL_FILE = re.compile(r"[^/\0]{1,255}")
@@ -86,6 +87,8 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     warmup: Warmup = Warmup()
     version_policy: Literal["latest", "all"] | VersionPolicy = "latest"
     version_labels: dict[str, VersionNumber] = {}
+    traffic: dict[VersionNumber, Percent] = {}
+    """Which share of the requests that name no version each of these gets."""
     pinned: bool = False
     idle_ttl: PositiveSeconds | None = None
     execution_timeout: PositiveSeconds = 60.0
@@ -168,6 +171,8 @@ def _check_versions(config: ModelConfig) -> None:
     policy = config.version_policy
     if isinstance(policy, VersionPolicy) and (policy.latest is None) == (policy.specific is None):
         raise ConfigError("model.yaml: version_policy takes 'latest: NUMBER' or 'specific: [VERSION, ...]'")
+    if config.traffic and sum(config.traffic.values()) != 100:
+        raise ConfigError(f"model.yaml: the percentages of traffic come to {sum(config.traffic.values())}, not to 100")
     for label in config.version_labels:
         if not LABEL.fullmatch(label):
             raise ConfigError(f"model.yaml: {label!r} is no version label: a letter, then letters, digits, '_' and '-'")
