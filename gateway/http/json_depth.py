@@ -7,7 +7,9 @@ import numpy as np
 MAX_DEPTH = 100
 
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_PIECE = 1 << 20
+_PIECE = 64 << 10
+"""Brackets at a time: larger arrays would leave holes in the memory of a process that lives long."""
+_OPENED, _CLOSED = np.int8(1), np.int8(-1)
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # an open one ends with the text
 
 
@@ -37,7 +39,7 @@ def too_deep(text: bytes | bytearray | memoryview, limit: int = MAX_DEPTH) -> bo
     for at in range(0, len(brackets), _PIECE):
         marks = np.frombuffer(brackets[at : at + _PIECE], np.uint8)
         # Opening brackets are 0x5b and 0x7b, closing ones 0x5d and 0x7d: 4 is in these only.
-        depths = depth + np.cumsum(np.where(marks & 4, -1, 1))
+        depths = depth + np.cumsum(np.where(marks & 4, _CLOSED, _OPENED), dtype=np.int32)
         if depths.max() > limit:
             return True
         depth = int(depths[-1])
