@@ -40,8 +40,8 @@ RESTARTS = 5
 """So many deaths of a worker in a row, each within STEADY_SECONDS of its start, and the gateway gives up."""
 STEADY_SECONDS = 10.0
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 20)}
-"""Large blocks go back to the kernel at once (mallopt(3)). By itself glibc keeps more and more of them for the heap, where
-smaller ones leave holes: under hostile bodies a worker then takes 100 MB instead of 60."""
+"""Large blocks go back to the kernel at once (mallopt(3)). By itself glibc keeps more and more of them for the heap,
+where smaller ones leave holes: under hostile bodies a worker then takes 100 MB instead of 60."""
 
 
 class _Worker:
