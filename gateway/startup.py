@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from gateway import __version__
+from gateway import __version__, samples
 from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
@@ -119,9 +119,11 @@ def example_body(signature: Signature) -> dict[str, object] | None:
 
 
 def _example_input(spec: TensorSpec) -> dict[str, object]:
-    shape = [1 if size < 0 else size for size in spec.shape or ()]
-    one: object = "hello" if spec.datatype == "BYTES" else True if spec.datatype == "BOOL" else 1
-    if spec.datatype in ("FP16", "BF16", "FP32", "FP64"):
-        one = 0.5
+    shape = list(samples.smallest(spec))
     count = min(math.prod(shape), _MAX_ELEMENTS + 1)
-    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": [one] * count}
+    return {
+        "name": spec.name,
+        "shape": shape,
+        "datatype": spec.datatype,
+        "data": [samples.plausible(spec.datatype)] * count,
+    }

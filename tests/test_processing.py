@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import ConfigError
-from gateway.store.manifest import parse
-from gateway.store.processing import MAX_LABELS, MAX_LABELS_FILE, parse_labels, read_labels
+from gateway.store.manifest import MAX_BYTES, parse, read
+from gateway.store.processing import MAX_LABELS, parse_labels
 
 Labels = dict[str, object] | list[object]
 
@@ -116,19 +116,27 @@ def test_whatever_a_file_of_labels_holds_it_is_labels_or_one_sentence(content: b
     assert all(isinstance(label, str) for label in said)
 
 
+def labels_in(model: Path, file: str, root: str) -> list[str]:
+    """The labels of a model whose model.yaml names this file."""
+    (model / "model.yaml").write_text(f"postprocessing: {{classes: {{labels: {file}}}}}\n")
+    classes = read(model, root).postprocessing.classes
+    assert classes is not None
+    return classes.names
+
+
 def test_a_file_of_labels_is_read_only_if_it_is_one_and_lies_in_the_store(tmp_path: Path) -> None:
     model = tmp_path.resolve() / "store" / "m"
     model.mkdir(parents=True)
     root = str(model.parent)
     (model / "good.txt").write_text("cat\n")
-    (model / "large.txt").write_bytes(b"x" * (MAX_LABELS_FILE + 1))
+    (model / "large.txt").write_bytes(b"x" * (MAX_BYTES + 1))
     (tmp_path / "outside.txt").write_text("secret\n")
     (model / "out.txt").symlink_to(tmp_path / "outside.txt")
     (model.parent / "beside.txt").write_text("dog\n")
     (model / "beside.txt").symlink_to("../beside.txt")
     os.mkfifo(model / "fifo.txt")
-    assert read_labels(model, "good.txt", root) == ["cat"]
-    assert read_labels(model, "beside.txt", root) == ["dog"]
+    assert labels_in(model, "good.txt", root) == ["cat"]
+    assert labels_in(model, "beside.txt", root) == ["dog"]
     for file, words in {
         "large.txt": "is larger than",
         "out.txt": "leads out of the model store",
@@ -136,5 +144,5 @@ def test_a_file_of_labels_is_read_only_if_it_is_one_and_lies_in_the_store(tmp_pa
         "gone.txt": "cannot be read: No such file",
     }.items():
         with pytest.raises(ConfigError, match=words) as refused:
-            read_labels(model, file, root)
+            labels_in(model, file, root)
         assert str(tmp_path) not in refused.value.message

@@ -125,10 +125,12 @@ def _examples(client: Client, model: "Model", version: str | None) -> dict[str, 
 
 def _arguments(inputs: Any) -> str:
     """The same inputs for `gateway infer`, or random ones if they are not few."""
+    from gateway.samples import nested  # noqa: PLC0415 - as above
+
     if sum(len(each["data"]) for each in inputs) > _MOST_ELEMENTS:
         return " --random"
     return "".join(
-        f" --input {shlex.quote(each['name'] + '=' + json.dumps(_nested(each['data'], each['shape'])))}"
+        f" --input {shlex.quote(each['name'] + '=' + json.dumps(nested(each['data'], each['shape'])))}"
         for each in inputs
     )
 
@@ -142,13 +144,6 @@ def _curl(client: Client, path: str) -> str:
         ]
     )
     return f"curl{options} {shlex.quote(client.url + path)}"
-
-
-def _nested(data: list[Any], shape: list[int]) -> Any:
-    """Flat data as lists in lists."""
-    for size in reversed(shape[1:]):
-        data = [data[at : at + size] for at in range(0, len(data), size)] if size else []
-    return data if shape else data[0]
 
 
 def _size_of_one(signature: "Signature") -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from gateway import samples
 from gateway.errors import RequestError
 from gateway.http.generate import filled
 from gateway.ipc.messages import ExampleInput
@@ -28,10 +29,7 @@ class Given(msgspec.Struct, frozen=True):
     @property
     def nested(self) -> Any:
         """The values in lists as the shape says; one value without a list where it has no dimension."""
-        found: list[Any] = self.values
-        for size in reversed(self.shape[1:]):
-            found = [found[at : at + size] for at in range(0, len(found), size)]
-        return found if self.shape else found[0]
+        return samples.nested(self.values, self.shape)
 
 
 Example = list[Given]
@@ -60,7 +58,7 @@ def _tested(spec: TensorSpec | None, example: ExampleInput) -> Given | None:
     if _elements(example.shape) > MOST_ELEMENTS:
         return None
     if not example.data:
-        return Given(spec, example.shape, [_value(example.datatype)] * _elements(example.shape))
+        return Given(spec, example.shape, [samples.plausible(example.datatype)] * _elements(example.shape))
     try:
         array = array_from_raw(example.datatype, example.shape, example.data).reshape(-1)
         if example.datatype == "BYTES":
@@ -73,9 +71,9 @@ def _tested(spec: TensorSpec | None, example: ExampleInput) -> Given | None:
 
 
 def _plausible(spec: TensorSpec) -> Given | None:
-    shape = (1,) if spec.shape is None else tuple(1 if size < 0 else size for size in spec.shape)
+    shape = samples.smallest(spec)
     count = _elements(shape)
-    return Given(spec, shape, [_value(spec.datatype)] * count) if count <= MOST_ELEMENTS else None
+    return Given(spec, shape, [samples.plausible(spec.datatype)] * count) if count <= MOST_ELEMENTS else None
 
 
 def _elements(shape: tuple[int, ...]) -> int:
@@ -83,12 +81,6 @@ def _elements(shape: tuple[int, ...]) -> int:
         return element_count(shape)
     except RequestError:
         return MOST_ELEMENTS + 1
-
-
-def _value(datatype: str) -> Any:
-    if datatype == "BYTES":
-        return "hello"
-    return True if datatype == "BOOL" else 0.5 if datatype in ("FP16", "BF16", "FP32", "FP64") else 1
 
 
 # In the words of each dialect

@@ -1,6 +1,5 @@
 """What became of a foreign configuration: model.yaml's keys, and for each foreign key what was done with it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,8 +42,3 @@ class Translation:
             self.findings.append(Finding(fate, key, sentence))
         elif len(self.findings) == MAX_FINDINGS:
             self.findings.append(Finding("dropped", "…", f"there is more; {MAX_FINDINGS} findings are the most"))
-
-
-def no_key(known: str) -> Callable[[str], str]:
-    """Why a key that is not read is dropped; `known` names the server."""
-    return lambda key: f"{key} of {known} has no counterpart here"

@@ -211,7 +211,8 @@ def read(directory: Path, root: str = "/") -> ModelConfig:
 def resolve(config: ModelConfig, directory: Path, root: str = "/") -> ModelConfig:
     """The configuration with what the files that it names hold in place of their names; ConfigError."""
     if config.labels_file:
-        config = config.named(processing.read_labels(directory, config.labels_file, root))
+        content = read_file(directory, config.labels_file, root)
+        config = config.named(list(processing.parse_labels(content, config.labels_file)))
     names = [tensor.labels for tensor in config.outputs if isinstance(tensor.labels, str)]
     return _with_labels(config, {name: read_file(directory, name, root) for name in names}) if names else config
 
@@ -241,10 +242,9 @@ def _with_labels(config: ModelConfig, texts: dict[str, bytes]) -> ModelConfig:
         if total > MAX_BYTES:
             raise ConfigError(f"model.yaml: the labels of all outputs are more than {MAX_BYTES} bytes")
         try:
-            lines = texts[name].decode("utf-8-sig").split("\n")
+            labels = processing.lines_of(texts[name])
         except UnicodeDecodeError:
             raise ConfigError(f"{shown(name)} is not UTF-8 text") from None
-        labels = [line.strip() for line in (lines if lines[-1] else lines[:-1])]
         _check_label_count(tensor.name, labels)
         outputs.append(msgspec.structs.replace(tensor, labels=labels))
     return msgspec.structs.replace(config, outputs=outputs)

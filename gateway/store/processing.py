@@ -1,18 +1,13 @@
 """What model.yaml may declare to happen before and after a model: images in and classes out, as TorchServe has it."""
 
-import os
 import re
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from gateway.errors import ConfigError
-from gateway.store.contents import LEADS_OUT, inside, resolved
-from gateway.store.regular import open_regular
 
-MAX_LABELS_FILE = 1 << 20
 MAX_CLASSES = 100_000
 MAX_LABELS = 96 << 10
 """Bytes of all labels together: they travel to each instance in one datagram with the rest of model.yaml."""
@@ -115,22 +110,10 @@ def _bounded(labels: list[str], where: str) -> None:
         )
 
 
-def read_labels(directory: Path, file: str, root: str = "/") -> list[str]:
-    """The labels by class, in a file of a model's directory; ConfigError with what is wrong.
-
-    `root` is the store, which links must not lead out of; both paths are resolved.
-    """
-    path = resolved(str(directory), file)
-    if not inside(path, root):
-        raise ConfigError(f"{file} {LEADS_OUT}")
-    try:
-        with open_regular(path, os.O_NOFOLLOW) as opened:
-            content = opened.read(MAX_LABELS_FILE + 1)
-    except OSError as error:
-        raise ConfigError(f"{file}, which model.yaml names, cannot be read: {error.strerror}") from None
-    if len(content) > MAX_LABELS_FILE:
-        raise ConfigError(f"{file} is larger than {MAX_LABELS_FILE} bytes")
-    return list(parse_labels(content, file))
+def lines_of(content: bytes) -> list[str]:
+    """The lines of a file of labels, also empty ones, for a line's number is its class; UnicodeDecodeError."""
+    lines = content.decode("utf-8-sig").split("\n")  # and at nothing else, which may stand in a label
+    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
 
 
 @lru_cache(maxsize=64)
@@ -141,11 +124,10 @@ def parse_labels(content: bytes, file: str) -> tuple[str, ...]:
     As `load_label_mapping` in ts/utils/util.py of TorchServe. A class that is left out keeps its number.
     """
     try:
-        text = content.decode("utf-8-sig")
-        if not file.endswith(".json"):
-            labels = [line.strip() for line in text.rstrip().splitlines()]
+        if file.endswith(".json"):
+            labels = _from_json(msgspec.json.decode(content.decode("utf-8-sig")), file)
         else:
-            labels = _from_json(msgspec.json.decode(text), file)
+            labels = lines_of(content.rstrip())
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         raise ConfigError(f"{file} is no {'JSON' if file.endswith('.json') else 'UTF-8 text'}") from None
     if not labels:
