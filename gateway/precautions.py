@@ -15,6 +15,11 @@ def check(settings: Settings) -> None:
     if settings.tls_cert is not None and settings.tls_key is not None:
         tls.server_context(settings.tls_cert, settings.tls_key)
     if settings.keys_file is not None:
+        if not settings.keys_file.exists():
+            raise ConfigError(
+                f"the keys file {settings.keys_file} is not there; "
+                f"`gateway keys add NAME --scope admin --keys-file {settings.keys_file}` makes it"
+            )
         keys.read(settings.keys_file)
     if settings.otlp_endpoint is not None:
         url = urlsplit(settings.otlp_endpoint)

@@ -17,6 +17,10 @@ from gateway.sizes import format_size
 from gateway.tensors import Signature, TensorSpec
 
 _MAX_ELEMENTS = 100
+_NOTHING = (
+    "There is no model. Put one into the model store as NAME/1/model.pt (TorchScript) or NAME/1/saved_model.pb "
+    "(SavedModel): it is found and served while the gateway runs.\n"
+)
 
 
 def announce(
@@ -68,9 +72,8 @@ def show_models(console: Console, versions: Sequence[Version], account: Account,
         f"\nServing on {url} — the API is described at {url}/docs, metrics are at {url}/metrics", highlight=False
     )
     line = first_request(versions, url)
-    console.print(
-        f"Try it:\n\n{line}\n" if line else "No model is ready.\n", highlight=False, soft_wrap=True, markup=False
-    )
+    nothing = "No model is ready.\n" if versions else _NOTHING
+    console.print(f"Try it:\n\n{line}\n" if line else nothing, highlight=False, soft_wrap=True, markup=False)
 
 
 def report(urls: Mapping[str, str], versions: Sequence[Version], account: Account) -> bytes:

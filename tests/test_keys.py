@@ -208,3 +208,9 @@ def test_a_gateway_does_not_start_with_a_file_that_is_bad_or_missing(
     assert done.returncode != 0
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_gateway_without_its_keys_file_says_how_to_make_it(helpers: Any, tmp_path: Path) -> None:
+    done = helpers.run(["--model-store", str(tmp_path), "--keys-file", str(tmp_path / "keys.yaml")])
+    assert done.returncode == 2
+    assert f"`gateway keys add NAME --scope admin --keys-file {tmp_path}/keys.yaml` makes it" in done.stderr

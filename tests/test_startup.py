@@ -131,7 +131,8 @@ def test_a_reason_is_shown_as_it_is(reason: str) -> None:
 
 
 def test_without_a_ready_model_that_is_said() -> None:
-    assert "No model is ready" in shown()
+    assert "No model is ready" in shown(version_of("bad", state=State.FAILED, reason="no"))
+    assert "NAME/1/model.pt" in shown()
 
 
 def test_cold_models_are_counted_and_not_listed() -> None:
