@@ -197,7 +197,7 @@ def test_a_mistake_is_a_sentence_and_changes_nothing(
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "No such file"), ("keys: 3", "Expected `array`")])
+@pytest.mark.parametrize(("content", "said"), [(None, "is not there"), ("keys: 3", "Expected `array`")])
 def test_a_gateway_does_not_start_with_a_file_that_is_bad_or_missing(
     tmp_path: Path, helpers: Any, content: str | None, said: str
 ) -> None:
