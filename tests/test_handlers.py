@@ -323,7 +323,7 @@ def test_what_does_not_fit_is_a_reason_and_new_labels_are_taken_up_while_serving
     with start_gateway(["mlp", "images_scored", "images_torch"], prepare=prepare) as gateway:
         reasons = {each["name"]: each["reason"] for each in gateway.http.post("/v2/repository/index").json()}
         assert "the model does not take FP32 [1, 3, 8, 8] from preprocessing.image" in reasons["mlp"]
-        assert reasons["images_scored"].startswith("gone.json, which model.yaml names, cannot be read: No such file")
+        assert reasons["images_scored"].startswith("'gone.json' cannot be read: No such file")
         assert "--data-binary @image.jpg" in gateway.log.read_text()
 
         def labels() -> Any:

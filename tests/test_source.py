@@ -299,7 +299,7 @@ def test_a_change_of_the_labels_is_a_change_of_all_versions(tmp_path: Path) -> N
         assert dog[name].config.named([]) == cat[name].config.named([]) != cat[name].config
     assert cat["other/1"].stamp == dog["other/1"].stamp
     (tmp_path / "m" / "labels.txt").unlink()
-    assert "labels.txt, which model.yaml names, cannot be read" in found(tmp_path)["m/2"].problem
+    assert "'labels.txt' cannot be read" in found(tmp_path)["m/2"].problem
 
 
 def test_neither_reading_nor_renaming_a_version_changes_its_stamp(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Resize, CenterCrop, ToTensor and Normalize: torchvision/transforms/functional.py
 Pillow images. Images are hostile: few formats are read, and the pixels of one are bounded before any is decoded.
 """
 
+import copy as ___  # noqa: F401 - which Pillow's reader of GIFs imports when it reads one
 import io
 import math
 import warnings
