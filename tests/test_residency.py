@@ -8,7 +8,7 @@ from gateway.lifecycle import keeper
 from gateway.lifecycle import residency as module
 from gateway.lifecycle.placement import CPU, LEAST_BYTES, Device
 from gateway.lifecycle.state import State
-from gateway.nodes.node import DeviceMemory
+from gateway.nodes.node import DeviceMemory, Instance
 
 BUDGET = {"cpu": 31}
 
@@ -324,6 +324,13 @@ GPUS = [CPU, Device("cuda:0", "a"), Device("cuda:1", "b")]
 
 async def test_models_that_load_together_go_where_memory_is_free_less_what_is_promised() -> None:
     async with staged(*map(artifact, "abc"), devices=GPUS) as stage:
+
+        def all_or_none(_: Instance) -> None:
+            if len(stage.node.spawned) == 3:
+                for each in stage.node.spawned:
+                    stage.node.succeed(each)
+
+        stage.node.on_spawn = all_or_none  # what has loaded has promised nothing any more
         stage.node.gpu_memory = {
             "cuda:0": DeviceMemory(4 * LEAST_BYTES, 3 * LEAST_BYTES, LEAST_BYTES),
             "cuda:1": DeviceMemory(4 * LEAST_BYTES, 2 * LEAST_BYTES - 1, LEAST_BYTES),
