@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 from stage import PATIENCE, Stage, artifact, staged
@@ -325,12 +326,12 @@ GPUS = [CPU, Device("cuda:0", "a"), Device("cuda:1", "b")]
 async def test_models_that_load_together_go_where_memory_is_free_less_what_is_promised() -> None:
     async with staged(*map(artifact, "abc"), devices=GPUS) as stage:
 
-        def all_or_none(_: Instance) -> None:
-            if len(stage.node.spawned) == 3:
-                for each in stage.node.spawned:
-                    stage.node.succeed(each)
+        def take(instance: Instance) -> None:  # for what has loaded has promised nothing any more
+            memory = stage.node.gpu_memory[instance.device.name]
+            stage.node.gpu_memory[instance.device.name] = replace(memory, free=memory.free - LEAST_BYTES)
+            stage.node.succeed(instance)
 
-        stage.node.on_spawn = all_or_none  # what has loaded has promised nothing any more
+        stage.node.on_spawn = take
         stage.node.gpu_memory = {
             "cuda:0": DeviceMemory(4 * LEAST_BYTES, 3 * LEAST_BYTES, LEAST_BYTES),
             "cuda:1": DeviceMemory(4 * LEAST_BYTES, 2 * LEAST_BYTES - 1, LEAST_BYTES),
