@@ -10,7 +10,15 @@ from prometheus_client.registry import Collector
 from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
-from gateway.metrics import BATCH_BOUNDS, DURATION_BOUNDS, STAGE_BOUNDS, STAGES, Histogram, VersionCounters
+from gateway.metrics import (
+    BATCH_BOUNDS,
+    DIFFERENCE_BOUNDS,
+    DURATION_BOUNDS,
+    STAGE_BOUNDS,
+    STAGES,
+    Histogram,
+    VersionCounters,
+)
 from gateway.nodes.node import DeviceMemory, Footprint, Instance
 
 _VERSION = ["model", "version", "framework"]
@@ -52,6 +60,7 @@ class GatewayCollector(Collector):
         """Called by prometheus_client."""
         yield from self._latencies()
         yield from self._counts()
+        yield from self._shadows()
         yield from self._lifecycle()
         yield from self._memory_of_instances()
         yield from self._budgets()
@@ -111,6 +120,48 @@ class GatewayCollector(Collector):
             executions.add_metric(labels, counter.executions)
             pending.add_metric(labels, counter.pending)
         yield from (requests, dropped, retries, inferences, executions, pending)
+
+    def _shadows(self) -> Iterable[Metric]:
+        names = [*_VERSION, "shadow_model", "shadow_version"]
+        rows = [
+            ([*labels, *key.split(" ")], shadow)
+            for counter, labels in self._counters
+            for key, shadow in sorted(counter.shadows.items())
+        ]
+        requests = CounterMetricFamily(
+            "gateway_shadow_requests",
+            "Copies of requests for a shadow: agreed, differed, failed (no answer of it), dropped (not sent).",
+            labels=[*names, "outcome"],
+        )
+        classes = CounterMetricFamily(
+            "gateway_shadow_rows",
+            "Rows of scores of both, by whether the same class is the highest.",
+            labels=[*names, "class"],
+        )
+        for labels, shadow in rows:
+            for outcome, number in sorted(shadow.requests.items()):
+                requests.add_metric([*labels, outcome], number)
+            for which, number in sorted(shadow.classes.items()):
+                classes.add_metric([*labels, which], number)
+        yield from (requests, classes)
+        yield _histogram(
+            "gateway_shadow_difference",
+            "Largest absolute difference of the outputs of each copy.",
+            DIFFERENCE_BOUNDS,
+            names,
+            ((labels, shadow.difference) for labels, shadow in rows),
+        )
+        yield _histogram(
+            "gateway_shadow_duration_seconds",
+            "From being sent to an instance to its answer, of requests that both have answered.",
+            DURATION_BOUNDS,
+            [*names, "answer"],
+            (
+                ([*labels, answer], histogram)
+                for labels, shadow in rows
+                for answer, histogram in (("live", shadow.live), ("shadow", shadow.shadow))
+            ),
+        )
 
     def _lifecycle(self) -> Iterable[Metric]:
         states = GaugeMetricFamily(

@@ -24,6 +24,7 @@ STAGE_BOUNDS = (
 BATCH_SIZES = 256
 """So many different batch sizes are counted apart; a client that sends all sizes there are must not fill the memory."""
 BATCH_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+DIFFERENCE_BOUNDS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 STAGES = ("decode", "queue", "compute", "ipc", "encode")
 
 
@@ -38,6 +39,11 @@ class Histogram(msgspec.Struct, array_like=True):
         """An empty histogram with these upper bounds."""
         return cls([0] * (len(bounds) + 1))
 
+    def count(self, bounds: tuple[float, ...], value: float) -> None:
+        """Add one observation, given these upper bounds."""
+        self.counts[bisect_left(bounds, value)] += 1
+        self.total += value
+
     def observe(self, bounds: tuple[float, ...], values: npt.NDArray[np.float64]) -> None:
         """Add observations, given these upper bounds."""
         found = np.bincount(np.searchsorted(bounds, values), minlength=len(self.counts)).tolist()
@@ -48,6 +54,33 @@ class Histogram(msgspec.Struct, array_like=True):
         """Add another histogram of the same bounds."""
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
+
+
+class ShadowCounters(msgspec.Struct):
+    """What became of the copies of a version's requests that went to one other version."""
+
+    requests: dict[str, int] = {}
+    """Outcome → copies: agreed, differed, failed (no answer), dropped (no room, or not asked)."""
+    classes: dict[str, int] = {}
+    """same or other → rows of scores, by which class is the highest."""
+    difference: Histogram = msgspec.field(default_factory=lambda: Histogram.over(DIFFERENCE_BOUNDS))
+    """The largest of each copy that was answered with numbers of the same shapes."""
+    live: Histogram = msgspec.field(default_factory=lambda: Histogram.over(DURATION_BOUNDS))
+    shadow: Histogram = msgspec.field(default_factory=lambda: Histogram.over(DURATION_BOUNDS))
+    """Seconds from being sent to an instance to its answer, of the requests with an answer of both."""
+
+    def add(self, other: "ShadowCounters") -> None:
+        """Add what another worker counted."""
+        for mine, theirs in ((self.requests, other.requests), (self.classes, other.classes)):
+            _add_up(mine, theirs)
+        self.difference.add(other.difference)
+        self.live.add(other.live)
+        self.shadow.add(other.shadow)
+
+
+def _add_up(mine: dict[str, int], theirs: dict[str, int]) -> None:
+    for key, number in theirs.items():
+        mine[key] = mine.get(key, 0) + number
 
 
 class VersionCounters(msgspec.Struct):
@@ -74,6 +107,8 @@ class VersionCounters(msgspec.Struct):
     """Of all requests that were answered with an error."""
     last_inference: int = 0
     """When the last request came, in milliseconds since the epoch; 0 if none did."""
+    shadows: dict[str, ShadowCounters] = {}
+    """"MODEL VERSION" → what became of the copies sent there."""
     pending: int = 0
     """Requests waiting for their instance now; a gauge, not summed over time."""
 
@@ -95,10 +130,8 @@ class VersionCounters(msgspec.Struct):
     def executed(self, seconds: float, rows: int) -> None:
         """One execution of the model ran, over a batch of `rows`."""
         self.executions += 1
-        self.execution.counts[bisect_left(STAGE_BOUNDS, seconds)] += 1
-        self.execution.total += seconds
-        self.batch.counts[bisect_left(BATCH_BOUNDS, rows)] += 1
-        self.batch.total += rows
+        self.execution.count(STAGE_BOUNDS, seconds)
+        self.batch.count(BATCH_BOUNDS, rows)
         self.inferences += rows
         known = self.by_rows.get(rows)
         if known is not None:
@@ -109,8 +142,9 @@ class VersionCounters(msgspec.Struct):
     def add(self, other: "VersionCounters") -> None:
         """Add what another worker, or the same one later, counted of the same version."""
         for mine, theirs in ((self.requests, other.requests), (self.dropped, other.dropped)):
-            for key, number in theirs.items():
-                mine[key] = mine.get(key, 0) + number
+            _add_up(mine, theirs)
+        for key, shadow in other.shadows.items():
+            self.shadows.setdefault(key, ShadowCounters()).add(shadow)
         self.inferences += other.inferences
         self.executions += other.executions
         self.retries += other.retries

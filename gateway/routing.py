@@ -1,14 +1,16 @@
 """Which model versions there are and which instance gets a request: the HTTP worker's view, replaced as a whole."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import orjson
 
 from gateway.errors import ModelNotFound, ModelNotReady, RequestError, VersionNotFound, from_code
 from gateway.ipc.channel import Channel
 from gateway.ipc.messages import VersionRoute
+from gateway.ipc.reply import Reply
 from gateway.metrics import Timings, VersionCounters
-from gateway.tensors import Signature, TensorSpec
+from gateway.tensors import Buffer, Signature, TensorSpec
 
 
 class NotYet(ModelNotReady):
@@ -25,6 +27,15 @@ class NotServed(ModelNotReady):
 
 class Unloaded(NotServed):
     """A version that somebody has unloaded."""
+
+
+class Shadow(Protocol):
+    """Has copies of a version's requests answered by another."""
+
+    def see(
+        self, header: bytes, payload: Sequence[Buffer], rows: int, channel: Channel, reply: Reply, sent: float
+    ) -> None:
+        """A request was sent at `sent`, as this frame, and answered: what is wanted of it has to be copied now."""
 
 
 class Target:
@@ -48,6 +59,8 @@ class Target:
         self.signatures = route.ready.signatures
         self.default_signature = route.ready.default_signature
         self.response_start = orjson.dumps({"model_name": self.model, "model_version": self.version})[:-1]
+        self.shadow: Shadow | None = None
+        """Who else gets copies of its requests."""
         self.forms: dict[object, object] = {}
         """Request forms that have been checked (http/form.py)."""
         self.specs: dict[str, dict[str, TensorSpec]] = {

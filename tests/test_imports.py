@@ -65,6 +65,7 @@ PURE = {
     "gateway.instance.queue",
     "gateway.instance.batching",
     "gateway.instance.classes",
+    "gateway.http.agreement",
     "gateway.http.wishes",
     "gateway.http.retry",
     "gateway.instance.syscalls",

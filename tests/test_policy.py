@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.lifecycle.policy import aspired, dangling_labels, labels_now, missing, to_drain
 from gateway.lifecycle.state import State
-from gateway.store.manifest import ModelConfig, VersionPolicy
+from gateway.store.manifest import ModelConfig, Shadow, VersionPolicy
 from gateway.store.source import Artifact
 
 NEW, LOADING, READY, COLD, FAILED = State.NEW, State.LOADING, State.READY, State.COLD, State.FAILED
@@ -34,6 +34,15 @@ def test_versions_with_traffic_are_served_beside_those_of_the_policy() -> None:
     artifacts = versions(9, 10, 2, traffic={2: 90, 9: 0, 7: 10})
     assert wanted(artifacts) == [10, 2]
     assert missing(artifacts) == ["traffic names version 7, which 'm' does not have"]
+
+
+def test_a_shadow_of_the_same_model_is_served_beside_the_policy() -> None:
+    artifacts = versions(9, 10, 2, shadow=Shadow(5, version=2))
+    assert wanted(artifacts) == [10, 2]
+    assert wanted(versions(9, 10, shadow=Shadow(5, model="m", version=9))) == [10, 9]
+    assert wanted(versions(9, 10, shadow=Shadow(5, model="other", version=9))) == [10]
+    assert missing(artifacts) == []
+    assert missing(versions(9, shadow=Shadow(5, version=2))) == ["shadow names version 2, which 'm' does not have"]
 
 
 def test_all_is_all() -> None:

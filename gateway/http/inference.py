@@ -196,6 +196,8 @@ class Inference(Dispatch):
         if reply.error is not None or reply.header is None:
             self._failed(reply.error or GatewayError("internal error"))
             return
+        if target.shadow is not None and self._channel is not None:
+            target.shadow.see(request.header, request.payload, request.rows, self._channel, reply, self._sent)
         dialect, header = self._call.dialect, reply.header
         try:
             if header.size > request.long_from and dialect.takes_long(request, header):

@@ -17,6 +17,7 @@ from gateway.http.cors import Cors
 from gateway.http.edge import open_edge
 from gateway.http.lines import Lines
 from gateway.http.servers import Servers
+from gateway.http.shadow import shadow_of
 from gateway.http.state import WorkerState
 from gateway.ipc.channel import Channel
 from gateway.ipc.lifeline import die_with_parent
@@ -137,7 +138,9 @@ class Worker:
                 if route.ready is not None and route.state == "READY":
                     counters = state.counters.of(route.model, str(route.version), route.framework)
                     channels = self._lines.channels(route.instances)
-                    targets.append(Target(route, channels, counters, state.counters.timings_of(counters)))
+                    target = Target(route, channels, counters, state.counters.timings_of(counters))
+                    target.shadow = shadow_of(state, target)
+                    targets.append(target)
             state.use(RoutingTable(routes.versions, targets, routes.settled, routes.stopping, before=state.table))
             self._lines.keep_only_wanted()
             state.waiting.look_again()

@@ -30,7 +30,7 @@ from gateway.store.source import Artifact, Inventory, Key
 
 log = logging.getLogger("gateway.manager")
 
-CONTROL_FIELDS = ("version_policy", "version_labels", "traffic", "pinned", "idle_ttl")
+CONTROL_FIELDS = ("version_policy", "version_labels", "traffic", "shadow", "pinned", "idle_ttl")
 """Of model.yaml: what changes nothing in a running instance, as labels do not either."""
 
 

@@ -11,7 +11,7 @@ _SERVING = (State.READY, State.COLD)
 
 
 def aspired(artifacts: Sequence[Artifact]) -> list[Artifact]:
-    """Those of one model's versions that its version_policy asks for, and those with traffic, the highest first."""
+    """Those of one model's versions that version_policy, traffic and shadow ask for, the highest first."""
     ordered = sorted(artifacts, key=lambda artifact: artifact.version, reverse=True)
     if not ordered:
         return []
@@ -24,11 +24,21 @@ def aspired(artifacts: Sequence[Artifact]) -> list[Artifact]:
     else:
         latest = policy.latest if isinstance(policy, VersionPolicy) else 1
         chosen = {artifact.version for artifact in ordered[:latest]}
-    return [artifact for artifact in ordered if artifact.version in chosen or config.traffic.get(artifact.version)]
+    chosen.update(version for version, percent in config.traffic.items() if percent)
+    chosen.update(_shadows(ordered[0]))
+    return [artifact for artifact in ordered if artifact.version in chosen]
+
+
+def _shadows(artifact: Artifact) -> list[int]:
+    """The version of the same model that gets copies of its requests, if there is to be one."""
+    shadow = artifact.config.shadow
+    if shadow is None or shadow.version is None or shadow.model not in (None, artifact.model):
+        return []
+    return [shadow.version]
 
 
 def missing(artifacts: Sequence[Artifact]) -> list[str]:
-    """A sentence for each version that a model's version_policy or traffic names and that is not there."""
+    """A sentence for each version that a model's version_policy, traffic or shadow names and that is not there."""
     if not artifacts:
         return []
     newest = max(artifacts, key=lambda artifact: artifact.version)
@@ -37,7 +47,7 @@ def missing(artifacts: Sequence[Artifact]) -> list[str]:
     named = policy.specific or [] if isinstance(policy, VersionPolicy) else []
     return [
         f"{key} names version {version}, which '{newest.model}' does not have"
-        for key, versions in (("version_policy", named), ("traffic", traffic))
+        for key, versions in (("version_policy", named), ("traffic", traffic), ("shadow", _shadows(newest)))
         for version in sorted(set(versions) - there)
     ]
 

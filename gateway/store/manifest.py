@@ -70,6 +70,19 @@ class VersionPolicy(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     specific: Annotated[list[VersionNumber], msgspec.Meta(min_length=1)] | None = None
 
 
+class Shadow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Another version that gets copies of requests, to see whether it would answer the same.
+
+    `model` None is the same model, `version` None the one that requests without a version get.
+    """
+
+    percent: Annotated[float, msgspec.Meta(gt=0, le=100)]
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    version: VersionNumber | None = None
+    tolerance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1e-3
+    """How far numbers may be apart, relative and absolute."""
+
+
 class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The whole of model.yaml; see docs/model-yaml.md."""
 
@@ -89,6 +102,7 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     version_labels: dict[str, VersionNumber] = {}
     traffic: dict[VersionNumber, Percent] = {}
     """Which share of the requests that name no version each of these gets."""
+    shadow: Shadow | None = None
     pinned: bool = False
     idle_ttl: PositiveSeconds | None = None
     execution_timeout: PositiveSeconds = 60.0
@@ -173,6 +187,8 @@ def _check_versions(config: ModelConfig) -> None:
         raise ConfigError("model.yaml: version_policy takes 'latest: NUMBER' or 'specific: [VERSION, ...]'")
     if config.traffic and sum(config.traffic.values()) != 100:
         raise ConfigError(f"model.yaml: the percentages of traffic come to {sum(config.traffic.values())}, not to 100")
+    if config.shadow is not None and config.shadow.model is None and config.shadow.version is None:
+        raise ConfigError("model.yaml: shadow takes 'model: NAME', 'version: NUMBER' or both")
     for label in config.version_labels:
         if not LABEL.fullmatch(label):
             raise ConfigError(f"model.yaml: {label!r} is no version label: a letter, then letters, digits, '_' and '-'")
