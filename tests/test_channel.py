@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -562,3 +563,24 @@ async def test_lines_that_are_gone_leave_no_descriptor_and_no_mapping_behind(tmp
         assert all(channel.closed for channel in kept)
     finally:
         gc.enable()
+
+
+async def test_nobody_who_was_told_of_a_loss_is_kept(tmp_path: Path) -> None:
+    """As a request does that is sent again, its owner holds the channel of before."""
+
+    class Owner:
+        def __init__(self, channel: Channel) -> None:
+            self.channel = channel
+            channel.call(b"", [], [], self.on_reply, time.perf_counter(), time.perf_counter() + PATIENCE)
+
+        def on_reply(self, reply: Reply) -> None:
+            assert isinstance(reply.error, InstanceLost)
+
+    async with opened(tmp_path, settle=False) as line:
+        owner = weakref.ref(Owner(line.channel))
+        line.peer.sock.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait_for(line.lost.wait(), PATIENCE)
+        line.channel.settle()
+        await turns()
+        assert not line.channel.pending
+        assert owner() is None

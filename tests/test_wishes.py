@@ -36,3 +36,9 @@ def test_zero_is_what_triton_means_by_nothing_special() -> None:
 def test_what_makes_no_sense_is_named(parameters: dict[str, Any], expected: str) -> None:
     with pytest.raises(RequestError, match=expected):
         wishes_of(parameters)
+
+
+def test_a_timeout_beyond_all_numbers_is_a_long_one() -> None:
+    found = wishes_of({"timeout": 10**400}).timeout
+    assert found is not None
+    assert 86_400 < found < float("inf")

@@ -9,6 +9,8 @@ from gateway.errors import RequestError
 from gateway.ipc.framing import DEFAULT_PRIORITY
 
 LAST_PRIORITY = 100
+LONGEST_MICROSECONDS = 10**12
+"""Days: longer than anybody waits, and a number that becomes seconds."""
 KEYS = frozenset({"timeout", "priority", "version_label"})
 """The parameters of a request that are read here."""
 
@@ -47,6 +49,7 @@ def wishes_of(parameters: Mapping[str, Any]) -> Wishes:
     priority = _number(parameters, "priority")
     if not 0 <= priority <= LAST_PRIORITY:
         raise RequestError(f"parameter priority must be a whole number from 1 (first) to {LAST_PRIORITY}")
+    microseconds = min(microseconds, LONGEST_MICROSECONDS)
     return Wishes(microseconds / 1e6 if microseconds else None, priority or DEFAULT_PRIORITY, label)
 
 

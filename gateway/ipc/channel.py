@@ -142,7 +142,8 @@ class Channel(asyncio.Protocol):
         unmap(self._replies)
         if self._sweeper:
             self._sweeper.cancel()
-        calls, self.pending = self.pending, {}
+        calls = dict(self.pending)
+        self.pending.clear()  # the reader has this very dict; what stayed in it nobody could free, for calls are gc=False
         for request_id, call in calls.items():
             lost = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
             error = InstanceDied(DIED) if self.distrusted else lost
