@@ -69,7 +69,8 @@ def show_models(console: Console, versions: Sequence[Version], account: Account,
         if version.state is State.FAILED:
             console.print(f"{version.title} FAILED: {version.reason}", style="red", markup=False, highlight=False)
     console.print(
-        f"\nServing on {url} — the API is described at {url}/docs, metrics are at {url}/metrics", highlight=False
+        f"\nServing on {url} — look at {url}/console, the API is described at {url}/docs, metrics are at {url}/metrics",
+        highlight=False,
     )
     line = first_request(versions, url)
     nothing = "No model is ready.\n" if versions else _NOTHING

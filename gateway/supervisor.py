@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 
 from gateway import metrics
@@ -20,6 +21,7 @@ from gateway.lifecycle.version import Version
 from gateway.listeners import Listeners
 from gateway.nodes.local import LocalNode
 from gateway.nodes.memory import available_memory
+from gateway.overview import overview
 from gateway.settings import Settings
 from gateway.store.footprints import Footprints
 from gateway.store.source import Artifact, Inventory, scan
@@ -197,6 +199,8 @@ class Supervisor:
     async def _find_out(self, ask: Ask) -> bytes:
         if ask.what == "metrics":
             return await self._scrape()
+        if ask.what == "overview":
+            return await self._overview()
         if ask.what == "counters":
             return metrics.pack(await self.workers.counters())
         if ask.what == "load":
@@ -212,6 +216,12 @@ class Supervisor:
         else:
             raise RequestError(f"nobody knows how to answer '{ask.what}'")
         return b""
+
+    async def _overview(self) -> bytes:
+        counters = await self.workers.counters()
+        manager, gpus = self.manager, await self._node.memory()
+        account, restarts, chosen = self.residency.account, manager.keeper.restarts, manager.registry.defaults
+        return overview(counters, manager.versions.values(), account, restarts, gpus, chosen, time.time())
 
     async def _scrape(self) -> bytes:
         counters = await self.workers.counters()

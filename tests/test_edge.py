@@ -114,7 +114,7 @@ def test_a_call_without_a_key_is_answered_401_and_how_to_send_one(edge: Edge) ->
 
 def test_only_what_is_answered_as_a_preflight_needs_no_key(edge: Edge) -> None:
     with_method = {"access-control-request-method": "POST"}
-    for path in ("/", "/predictions/mlp"):
+    for path in ("/docs", "/predictions/mlp"):
         assert edge.gateway.http.options(path, headers=with_method).status_code == 401
 
 

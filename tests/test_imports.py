@@ -43,7 +43,7 @@ LAYERS = """
     gateway.lifecycle.version gateway.lifecycle.registry gateway.lifecycle.wanted gateway.nodes.gauge
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency
     gateway.lifecycle.loader gateway.lifecycle.manager
-    gateway.byhand gateway.exposition gateway.routing
+    gateway.byhand gateway.exposition gateway.overview gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
     gateway.listeners gateway.keyring

@@ -19,7 +19,9 @@ _NO_HASH = bytes(32)
 _FLAGS = re.IGNORECASE | re.DOTALL
 _HEALTH = re.compile(r"/v2/health(?:/.*)?|/ping/?", _FLAGS)
 _ADMIN = re.compile(r"/v2/repository(?:/models/(?P<model>[^/]+)/.*|/.*)?", _FLAGS)
-_METRICS = {"/metrics", "/monitoring/prometheus/metrics"}
+_CONSOLE = re.compile(r"/(?:console/?(?:static/.*)?)?", _FLAGS)
+"""The page and its files, which ask for a key themselves."""
+_METRICS = {"/metrics", "/monitoring/prometheus/metrics", "/console/events"}
 _MANAGED = re.compile(r"/models(?:/(?P<model>[^/]+)(?:/.*)?)?/?", _FLAGS)
 _OF_A_MODEL = re.compile(
     r"/v2/models/([^/]+)(?:/.*)?|/v1/models/([^/:]+).*|/(?:predictions|explanations)/([^/]+)(?:/.*)?", _FLAGS
@@ -41,7 +43,7 @@ def need_of(listener: str, path: str, *, preflight: bool = False) -> Need:
     A browser's preflight (Fetch standard, 4.8) carries no key and does nothing, where it is answered as one.
     """
     path = path.removesuffix("\n")  # the router ends its patterns with $, which overlooks one
-    if preflight or _HEALTH.fullmatch(path):
+    if preflight or _HEALTH.fullmatch(path) or (listener == "http" and _CONSOLE.fullmatch(path)):
         return Need(None)
     if listener == "metrics" or path in _METRICS:
         return Need("metrics", everything=True)

@@ -13,7 +13,16 @@ from starlette.exceptions import HTTPException
 
 from gateway import __version__
 from gateway.errors import GatewayError, NotSupported, RequestError
-from gateway.http import describe, metrics_filter, model_docs, openapi, tfserving_pages, torchserve_pages, triton
+from gateway.http import (
+    console,
+    describe,
+    metrics_filter,
+    model_docs,
+    openapi,
+    tfserving_pages,
+    torchserve_pages,
+    triton,
+)
 from gateway.http.asgi import State, decoded, json_response, small_body
 from gateway.http.openapi import responses
 from gateway.http.responses import error_body, error_headers, status_of
@@ -50,7 +59,7 @@ class _LoadRequest(msgspec.Struct):
 @router.get("/", include_in_schema=False)
 async def front_door(request: Request) -> Response:
     """Who opens the address in a browser sees what there is."""
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/console")
 
 
 @router.get("/v2", tags=["server"], summary="Server metadata", responses=responses(openapi.SERVER_METADATA))
@@ -184,6 +193,19 @@ async def repository_control(request: Request, state: State, model: str, action:
     return json_response({})
 
 
+@router.post(
+    "/v2/repository/models/{model}/versions/{version}/default",
+    tags=["repository"],
+    summary="Choose the version that requests without one get",
+    responses=responses(openapi.NOTHING, *openapi.CONTROL_ERRORS),
+)
+async def repository_default(request: Request, state: State, model: str, version: str) -> Response:
+    """Until it is chosen anew, or the version no longer serves: then it is the highest that does."""
+    await small_body(request)
+    await state.supervisor.ask("default", model, state.table.find(model, version).version)
+    return json_response({})
+
+
 @router.post("/v2/models/{model}/infer", tags=["inference"], summary="Infer", openapi_extra=openapi.INFER_OPERATION)
 @router.post(
     "/v2/models/{model}/versions/{version}/infer",
@@ -265,6 +287,7 @@ def create_app() -> FastAPI:
     app.include_router(triton.router)  # first, for `stats` is no model's name in /v2/models/stats
     app.include_router(router)
     app.include_router(metrics_router)
+    console.serve(app)
     app.include_router(tfserving_pages.router)
     app.include_router(torchserve_pages.router)
     _answer_errors(app)

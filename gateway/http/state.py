@@ -8,6 +8,7 @@ from gateway.http.calls import Calls
 from gateway.http.condemned import Condemned
 from gateway.http.cors import Cors
 from gateway.http.edge import Edge
+from gateway.http.live import Live
 from gateway.http.waiting import WaitingRoom, Wish
 from gateway.metrics import Counters
 from gateway.routing import RoutingTable, Target
@@ -45,6 +46,7 @@ class WorkerState:
         self.condemned = Condemned()
         self.edge: Edge | None = None
         """What is asked and written down of each request; None: nothing."""
+        self.live = Live(lambda: supervisor.ask("overview"))
         self.waiting = WaitingRoom(self._resolve, lambda model, version: supervisor.ask("wake", model, version))
         self._loop = asyncio.get_running_loop()
         self._outbox: list[tuple[asyncio.Transport, bytes]] = []

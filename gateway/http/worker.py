@@ -98,6 +98,7 @@ class Worker:
                     self._stream.send(Applied(epoch=message.epoch))
                     self.routed.set()
                     if message.stopping:
+                        await self.state.live.close()
                         servers.stop()
                 else:
                     self._hear(message)
@@ -106,6 +107,7 @@ class Worker:
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(ModelNotReady("the server is stopping"))
+        await self.state.live.close()
         servers.stop()  # the supervisor is gone
 
     def _hear(self, message: ToWorker) -> None:

@@ -143,7 +143,7 @@ class Channel(asyncio.Protocol):
         if self._sweeper:
             self._sweeper.cancel()
         calls = dict(self.pending)
-        self.pending.clear()  # the reader has this very dict; what stayed in it nobody could free, for calls are gc=False
+        self.pending.clear()  # the reader has this very dict, and calls, which are gc=False, would stay in it for ever
         for request_id, call in calls.items():
             lost = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
             error = InstanceDied(DIED) if self.distrusted else lost

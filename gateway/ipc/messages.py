@@ -271,7 +271,7 @@ class Ask(Message):
 
     ticket: int
     what: str
-    """metrics | counters | load | unload | wake (load a COLD version because there is a request for it)
+    """metrics | counters | overview | load | unload | wake (load a COLD version because there is a request for it)
 
     and by hand (gateway/byhand.py): describe | register | unregister | scale | default
     """
