@@ -50,7 +50,7 @@ def _now(dashboard: build.Dashboard) -> None:
             Query(f"sum(rate(gateway_requests_total{{{MINE}}}[$__rate_interval]))"),
         ),
         number(
-            "Server errors",
+            "Errors, five minutes",
             SHARE,
             "Answers with 500 or more among all answers, in the last five minutes. No traffic: no value.",
             Query(f"({recent(FAILED)} or vector(0)) / {recent(MINE)}"),
