@@ -41,16 +41,16 @@ RULES = [
 ]
 
 
-def expressions() -> dict[str, tuple[str, bool]]:
-    """Each expression of the dashboards, and whether it is asked for over time."""
+def expressions() -> dict[str, tuple[str, bool, str]]:
+    """Each expression of the dashboards, whether it is asked for over time, and what its series are called."""
     found = {}
     for name, dashboard in DASHBOARDS.items():
         for panel in dashboard["panels"]:
             for target in panel.get("targets", []):
                 title = f"{name}: {panel['title']} {target['refId']}"
-                found[title] = target["expr"], bool(target.get("range"))
+                found[title] = target["expr"], bool(target.get("range")), target.get("legendFormat", "")
         for note in dashboard.get("annotations", {}).get("list", []):
-            found[f"{name}: noted, {note['name']}"] = note["target"]["expr"], True
+            found[f"{name}: noted, {note['name']}"] = note["target"]["expr"], True, note["titleFormat"]
     return found
 
 
@@ -189,12 +189,15 @@ def monitored(
 
 
 @pytest.mark.parametrize(
-    "title", [each for each, (expr, _) in EXPRESSIONS.items() if not any(map(expr.count, NEEDS_A_GPU))]
+    "title", [each for each, (expr, *_) in EXPRESSIONS.items() if not any(map(expr.count, NEEDS_A_GPU))]
 )
 def test_an_expression_of_a_dashboard_has_data(monitored: Monitored, title: str) -> None:
-    expr, over_time = EXPRESSIONS[title]
+    expr, over_time, legend = EXPRESSIONS[title]
     prometheus = monitored.prometheus
-    assert monitored.found(prometheus.over_time if over_time else prometheus.query, expr)
+    found = monitored.found(prometheus.over_time if over_time else prometheus.query, expr)
+    assert found
+    for each in found:
+        assert set(re.findall(r"{{(\w+)}}", legend)) <= each.labels.keys()
 
 
 @pytest.mark.parametrize("rule", RULES, ids=[rule.get("record") or rule["alert"] for rule in RULES])
