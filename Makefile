@@ -17,7 +17,7 @@ FIND_PYTHON = \
 	fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test lint bench bars soak load load-ui python
+.PHONY: help setup clients serve test lint bench bars soak load load-ui dashboards python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,11 @@ load: setup ## Load the digit models with locust; ARGS="--shape spike --users 64
 
 load-ui: setup ## The same by locust's own page
 	.venv/bin/python loadtests/load.py --ui $(ARGS)
+
+dashboards: setup ## Write Grafana's dashboards (deploy/grafana/dashboards) and check Prometheus' rules, if promtool is there
+	.venv/bin/python deploy/grafana/dashboards.py
+	@! command -v promtool >/dev/null || promtool check config deploy/prometheus/prometheus.yml
+	@! command -v promtool >/dev/null || promtool test rules deploy/prometheus/tests/*.yml
 
 # The Python that `make setup` takes.
 python:

@@ -308,6 +308,17 @@ def command(*arguments: str | Path, **variables: str) -> subprocess.CompletedPro
     )
 
 
+def installed(name: str, package: str = "") -> str:
+    """Where a program of the system is; without it the test is skipped, or fails with GATEWAY_TESTS_REQUIRE_ALL set."""
+    found = shutil.which(name)
+    if found is None:
+        missing = f"{name} is not installed: apt-get install {package or name}"
+        if os.environ.get("GATEWAY_TESTS_REQUIRE_ALL"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return found
+
+
 def run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """`gateway serve` with arguments that end it at once."""
     command = [PROGRAM, "serve", *arguments]
@@ -374,6 +385,7 @@ class Helpers:
     keys = staticmethod(keys_command)
     ordinary_user = staticmethod(ordinary_user)
     in_child = staticmethod(in_child)
+    installed = staticmethod(installed)
     program = PROGRAM
     limit = LIMIT
     shipped = SHIPPED
