@@ -13,7 +13,16 @@ from starlette.exceptions import HTTPException
 
 from gateway import __version__
 from gateway.errors import GatewayError, NotSupported, RequestError
-from gateway.http import describe, metrics_filter, model_docs, openapi, tfserving_pages, torchserve_pages, triton
+from gateway.http import (
+    describe,
+    metrics_filter,
+    model_docs,
+    openapi,
+    profiling,
+    tfserving_pages,
+    torchserve_pages,
+    triton,
+)
 from gateway.http.asgi import State, decoded, json_response, small_body
 from gateway.http.openapi import responses
 from gateway.http.responses import error_body, error_headers, status_of
@@ -263,6 +272,7 @@ def create_app() -> FastAPI:
         static_url=STATIC,
     )
     app.include_router(triton.router)  # first, for `stats` is no model's name in /v2/models/stats
+    app.include_router(profiling.router)  # before {action}
     app.include_router(router)
     app.include_router(metrics_router)
     app.include_router(tfserving_pages.router)
