@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ class _Graph:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._names: Counter[str] = Counter()
+        self._names: dict[str, int] = {}
         self._made: dict[str, str] = {}
         """Value → the node that makes it."""
 
@@ -133,6 +132,9 @@ class _Graph:
             self._made[value.debugName()] = name
 
     def _unique(self, name: str) -> str:
-        name = "/".join(_ODD.sub("_", part) for part in name.strip("/").split("/"))
-        self._names[name] += 1
-        return name if self._names[name] == 1 else f"{name}_{self._names[name] - 1}"
+        name = unique = "/".join(_ODD.sub("_", part) for part in name.strip("/").split("/"))
+        while unique in self._names:
+            self._names[name] += 1
+            unique = f"{name}_{self._names[name]}"
+        self._names[unique] = 0
+        return unique
