@@ -18,6 +18,8 @@ EVENTS = 40_000
 """16 MB of trace, 160 MB of memory while it is written, which takes half a second."""
 NODES = 20_000
 _MODULE = re.compile(r"([^.()]+)\(")
+_NO_MODULE = ("SELF", "UNKNOWN_", "CALL_FUNCTION")
+"""What PyTorch calls the model itself, and functions that modules call."""
 _ODD = re.compile(r"[^\w.-]+")
 
 
@@ -97,7 +99,8 @@ class _Graph:
             if len(self.nodes) >= NODES:
                 return
             kind = node.kind()
-            place = "/".join([scope, *_MODULE.findall(node.getModuleHierarchy())]).strip("/")
+            modules = (each for each in _MODULE.findall(node.getModuleHierarchy()) if not each.startswith(_NO_MODULE))
+            place = "/".join([scope, *modules]).strip("/")
             outputs = list(node.outputs())
             if kind == "prim::GetAttr":
                 if outputs[0].type().kind() == "TensorType":

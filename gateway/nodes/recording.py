@@ -115,12 +115,19 @@ def take(folder: Path, names: tuple[str, ...], most: int) -> bytes:
             continue
         except OSError:
             raise NotTaken("is no file") from None
-        with os.fdopen(file, "rb") as opened:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                raise NotTaken("is no file")
-            data = opened.read(most + 1) if status.st_size <= most else b""
-        if status.st_size > most or len(data) > most:
-            raise NotTaken(f"is larger than {most >> 20} MiB, which is the most")
-        return data
+        try:
+            return _contents(file, most)
+        finally:
+            os.close(file)
     raise NotTaken("was not written")
+
+
+def _contents(file: int, most: int) -> bytes:
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise NotTaken("is no file")
+    with os.fdopen(file, "rb", closefd=False) as opened:
+        data = opened.read(most + 1) if status.st_size <= most else b""
+    if status.st_size > most or len(data) > most:
+        raise NotTaken(f"is larger than {most >> 20} MiB, which is the most")
+    return data
