@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from gateway.instance.recording import CALLS_OF_UNKNOWN_COST, Recorder
+from gateway.instance.recording import CALLS_OF_UNKNOWN_COST, EVENT_BYTES, SHARE_OF_LIMIT, Recorder
 from gateway.instance.serve import Server
 from gateway.ipc.messages import Stop, send
 from gateway.ipc.recording import EndRecord, Record, Recorded, graph_name, receive, trace_name
@@ -65,12 +65,12 @@ class Profiled:
 
 
 class Scene:
-    def __init__(self, folder: Path, listener: socket.socket) -> None:
+    def __init__(self, folder: Path, listener: socket.socket, memory_limit: int = 0) -> None:
         self.model: Any = Profiled()
         self.server = Server(self.model, ModelConfig(), 1, listener)
         self.plain = self.server.execute
         self.said: list[Recorded] = []
-        self.recorder = Recorder(self.server, self.model, folder, self.said.append)
+        self.recorder = Recorder(self.server, self.model, folder, self.said.append, memory_limit)
 
     def call(self, times: int = 1) -> None:
         for _ in range(times):
@@ -111,6 +111,14 @@ def test_it_ends_by_itself_when_there_is_no_room_for_more_and_the_late_word_is_o
     (said,) = scene.said
     assert (said.executions, said.full) == (5, True)
     assert scene.model.log[-3:] == ["graph", "execute", "execute"]
+
+
+def test_a_model_that_may_have_little_memory_is_recorded_for_less_long(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        scene = Scene(tmp_path, listener, memory_limit=4 * SHARE_OF_LIMIT * EVENT_BYTES)
+        scene.recorder.hear(Record(number=1))
+        scene.call(2)
+        assert scene.said[0].full
 
 
 def test_a_model_without_an_example_is_not_tried_beforehand(scene: Scene) -> None:

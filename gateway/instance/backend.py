@@ -14,10 +14,10 @@ class Tracer(Protocol):
     """A framework's profiler at work on one model, in the thread that calls it."""
 
     most: int
-    """So much is recorded, in units of `cost`: what comes of it must be written while requests wait, and be sent."""
+    """So many events are recorded: what comes of them must be written while requests wait, and be sent."""
 
     def cost(self, call: Callable[[], object]) -> int:
-        """How much a call adds to a recording."""
+        """How many events a call adds to a recording."""
 
     def start(self) -> None:
         """Begin to record what this thread has the model compute."""

@@ -86,7 +86,7 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
         ),
     )
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
-    recorder = Recorder(server, model, Path(spawn.scratch), functools.partial(send, control))
+    recorder = Recorder(server, model, Path(spawn.scratch), functools.partial(send, control), spawn.memory_limit)
 
     def on_control() -> bool:
         message = receive(control)

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -16,17 +17,27 @@ from gateway.tensors import Array
 CALLS_OF_UNKNOWN_COST = 400
 GROWTH = 32 << 20
 """A model whose calls cannot be tried beforehand is recorded until the process has grown by so many bytes."""
+EVENT_BYTES, GROWN = 4096, 8
+"""Memory that an event takes at most while traces are written, and how often what it took before that."""
+SHARE_OF_LIMIT = 4
+"""A recording may take that part of the model's memory limit."""
 _DATA = 5
 
 
 class Recorder:
-    """Stands between a server and its model while a recording goes on, and nowhere else."""
+    """Stands between a server and its model while a recording goes on, and nowhere else.
 
-    def __init__(self, server: Server, model: LoadedModel, folder: Path, say: Callable[[Recorded], None]) -> None:
+    `memory_limit` is the instance's in bytes, 0 for none.
+    """
+
+    def __init__(
+        self, server: Server, model: LoadedModel, folder: Path, say: Callable[[Recorded], None], memory_limit: int = 0
+    ) -> None:
         self._server = server
         self._model = model
         self._folder = folder
         self._say = say
+        self._memory = (memory_limit or sys.maxsize) // SHARE_OF_LIMIT
         self._execute = server.execute
         self._tracer: Tracer | None = None
         self._number = -1
@@ -60,10 +71,11 @@ class Recorder:
         name = self._model.default_signature
         example = self._model.example(name)
         if example is None:
-            self._most_data = _data() + GROWTH
+            self._most_data = _data() + min(GROWTH, self._memory // GROWN)
             return CALLS_OF_UNKNOWN_COST
         self._most_data = 0
-        return max(1, tracer.most // max(1, tracer.cost(lambda: self._execute(name, example))))
+        most = min(tracer.most, self._memory // EVENT_BYTES)
+        return max(1, most // max(1, tracer.cost(lambda: self._execute(name, example))))
 
     def _recorded(self, signature: str, inputs: dict[str, Array]) -> dict[str, Array]:
         """Call the model; the last call that there is room for ends the recording."""
