@@ -41,8 +41,15 @@ from gateway.routing import RoutingTable, Target
 
 log = logging.getLogger("gateway.worker")
 
-ASK_SECONDS = {"load": 600.0, "unload": 60.0, "wake": 3600.0, "register": 600.0, "scale": 600.0, "unregister": 60.0}
-ASK_SECONDS["profile"] = 600.0
+ASK_SECONDS = {
+    "load": 600.0,
+    "unload": 60.0,
+    "wake": 3600.0,
+    "register": 600.0,
+    "scale": 600.0,
+    "unregister": 60.0,
+    "profile": 600.0,
+}
 ASK_DEFAULT_SECONDS = 10.0
 LAST_WORDS_SECONDS = 1.0
 """So long may access log and spans take at the end."""
