@@ -124,6 +124,18 @@ def test_by_itself_the_command_sends_requests_and_shows_a_table(gateway: Any, tm
     assert f"open {trace} at" in done.stdout
 
 
+def test_of_several_instances_one_is_recorded_and_made_busy(start_gateway: Any, tmp_path: Path) -> None:
+    def twice(store: Path) -> None:
+        (store / "mlp" / "model.yaml").write_text("instance_group: {count: 2}\n")
+
+    with start_gateway(["mlp"], prepare=twice) as own:
+        arguments = ("mlp", "--instance", "1", "--seconds", "0.5", "--out", tmp_path, "--json")
+        found = json.loads(own.command("profile", *arguments).stdout)
+        assert (found["instance"], found["instances"]) == (1, [0, 1])
+        assert found["executions"] > 0
+        assert own.command("infer", "mlp", "--random").returncode == 0
+
+
 def test_if_nothing_was_executed_it_says_so(gateway: Any, tmp_path: Path) -> None:
     done = gateway.command("profile", "mlp", "--seconds", "0.1", "--out", tmp_path, "--no-drive")
     assert done.returncode == 0

@@ -31,7 +31,7 @@ Seconds = Annotated[float, typer.Option("--seconds", min=0.1, max=60.0, help="Ho
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where to make a folder for it.")]
 Drive = Annotated[bool, typer.Option("--drive/--no-drive", help="Send requests with made-up data meanwhile.")]
 Number = Annotated[int, typer.Option("--instance", min=0, help="Which instance, where there are several.")]
-_SHOWN = 15
+_SHOWN, _MOST_AT_ONCE = 15, 16
 
 
 def profile(
@@ -66,7 +66,7 @@ def profile(
         Client(url, **options, timeout=seconds + timeout) as patient,
     ):
         described = describe(client, model, version)
-        driver = _Driver(client, described, version) if drive else None
+        driver = _Driver(client, described, version, instance) if drive else None
         screen = console(stderr=True)
         waiting = screen.status(f"recording {plain(model)} …") if screen.is_terminal else nullcontext()
         with waiting, driver or nullcontext():
@@ -90,9 +90,12 @@ def _record(client: Client, model: "Model", wanted: dict[str, Any]) -> bytes:
 
 
 class _Driver:
-    """Sends one request after the other in a thread of its own, for as long as it is entered."""
+    """Sends requests in threads of its own for as long as it is entered, one after the other.
 
-    def __init__(self, client: Client, model: "Model", version: str | None) -> None:
+    The first instance gets a request if all are idle, so others are reached only with several requests at once.
+    """
+
+    def __init__(self, client: Client, model: "Model", version: str | None, instance: int) -> None:
         from gateway.commands.infer import chosen  # noqa: PLC0415 - as above
 
         self.answered = 0
@@ -103,14 +106,17 @@ class _Driver:
         self._model = model
         self._arrays = chosen(self._model, [], None, random=True, batch=None, seed=0, scale=1.0)
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        count = min(2 * instance + 1, _MOST_AT_ONCE)
+        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
 
     def __enter__(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         from gateway.commands.infer import ask  # noqa: PLC0415 - as above
