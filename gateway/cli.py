@@ -14,6 +14,7 @@ from gateway.commands.infer import infer
 from gateway.commands.keys import keys
 from gateway.commands.load import load, unload
 from gateway.commands.ls import ls
+from gateway.commands.profile import profile
 from gateway.commands.serve import serve
 from gateway.commands.show import show
 from gateway.commands.validate import validate
@@ -30,7 +31,7 @@ app.command(rich_help_panel=_SERVER)(serve)
 app.command(rich_help_panel=_SERVER)(validate)
 app.command("import", rich_help_panel=_SERVER)(import_models)
 app.add_typer(keys, name="keys", rich_help_panel=_SERVER)
-for command in (ls, show, infer, load, unload, bench):
+for command in (ls, show, infer, load, unload, bench, profile):
     app.command(rich_help_panel=_CLIENT)(command)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

@@ -22,6 +22,7 @@ from gateway.listeners import Listeners
 from gateway.nodes.local import LocalNode
 from gateway.nodes.memory import available_memory
 from gateway.overview import overview
+from gateway.profiling import Profiling
 from gateway.settings import Settings
 from gateway.store.footprints import Footprints
 from gateway.store.source import Artifact, Inventory, scan
@@ -67,6 +68,7 @@ class Supervisor:
         self.residency = Residency(self._node, {}, Footprints(settings.state_directory), self.workers.usage)
         self.manager = Manager(self._node, keeper, self.residency, self._publish, on_settled)
         self._by_hand = ByHand(settings.model_store, self._node, self.manager, self.workers.usage)
+        self._profiling = Profiling(self._node, self.manager)
         self._epoch = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._said: set[str] = set()
@@ -213,6 +215,8 @@ class Supervisor:
             await self.manager.wake(ask.model, ask.version)
         elif ask.what in ByHand.WHAT:
             return await self._by_hand.answer(ask)
+        elif ask.what == "profile":
+            return await self._profiling.answer(ask)
         else:
             raise RequestError(f"nobody knows how to answer '{ask.what}'")
         return b""

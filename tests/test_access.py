@@ -49,6 +49,8 @@ def access_to(*keys: Key) -> Access:
         ("http", "/v2/repository", Need("admin", everything=True)),
         ("http", "/v2/repository/models/a/load", Need("admin", "a")),
         ("http", "/v2/repository/models/a/versions/2/default", Need("admin", "a")),
+        ("http", "/v2/repository/models/a/profile", Need("admin", "a")),
+        ("http", "/v2/repository/models/a/versions/1/profile", Need("admin", "a")),
         ("http", "/v2/models/a/ready", Need("infer", "a")),
         ("http", "/v2/models/a", Need("infer", "a")),
         ("http", "/v2/models/stats", Need("infer", everything=True)),

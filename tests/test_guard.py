@@ -12,6 +12,7 @@ CHANGES = [
     ("POST", "/v2/repository/index"),
     ("POST", "/v2/repository/models/mlp/load"),
     ("POST", "/v2/repository/models/mlp/unload"),
+    ("POST", "/v2/repository/models/mlp/profile"),
     ("POST", "/v2/repository/index%0A"),
 ]
 

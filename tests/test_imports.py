@@ -23,7 +23,9 @@ LAYERS = """
     gateway.importing.triton_scheduling
     gateway.importing.triton
     gateway.store.foreign
+    gateway.graphdef
     gateway.ipc.framing gateway.ipc.arena gateway.ipc.facts gateway.ipc.messages gateway.store.source
+    gateway.ipc.recording gateway.nodes.recording
     gateway.importing.plan gateway.importing.archive
     gateway.importing.tensorflow_serving gateway.importing.torchserve gateway.importing.mlserver
     gateway.importing.layouts gateway.importing.copying
@@ -36,14 +38,16 @@ LAYERS = """
     gateway.ipc.reply gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
     gateway.instance.replies gateway.instance.proof gateway.instance.images gateway.instance.classes
     gateway.instance.handlers
-    gateway.instance.serve gateway.instance.process gateway.instance.torch_* gateway.instance.tensorflow_*
+    gateway.instance.torch_recording gateway.instance.tensorflow_recording
+    gateway.instance.serve gateway.instance.recording gateway.instance.process
+    gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
     gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
     gateway.nodes.runners
     gateway.lifecycle.version gateway.lifecycle.registry gateway.lifecycle.wanted gateway.nodes.gauge
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency
     gateway.lifecycle.loader gateway.lifecycle.manager
-    gateway.byhand gateway.exposition gateway.overview gateway.routing
+    gateway.byhand gateway.profiling gateway.exposition gateway.overview gateway.routing
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
     gateway.listeners gateway.keyring
@@ -60,6 +64,7 @@ LAYERS = """
 PURE = {
     "gateway.errors",
     "gateway.sizes",
+    "gateway.graphdef",
     "gateway.tensors",
     "gateway.ipc.framing",
     "gateway.instance.queue",

@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.errors import InstanceDied, LoadFailed, OutOfMemory
-from gateway.ipc.messages import Batching, Failed, Ready, Spawn, pack
+from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed, OutOfMemory
+from gateway.ipc.messages import Batching, Failed, Ready, Spawn, pack, unpack
+from gateway.ipc.recording import Record, Recorded, ToInstance, graph_name, trace_name
 from gateway.lifecycle.placement import CPU
 from gateway.nodes import local, scratch
 from gateway.nodes.local import LocalNode
 from gateway.nodes.node import Instance
+from gateway.nodes.recording import Recording
 from gateway.store.manifest import ModelConfig
 from gateway.store.source import Artifact
 from gateway.tensors import Signature, TensorSpec
@@ -180,3 +182,121 @@ async def test_after_the_end_nothing_is_started(tmp_path: Path, monkeypatch: pyt
         artifact = runner.instance.artifact
     with pytest.raises(LoadFailed, match="stopping"):
         await node.spawn(artifact, 0, CPU)
+
+
+# Recordings: the instance has been asked for one, and answers as it likes
+
+
+@contextlib.asynccontextmanager
+async def recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01
+) -> AsyncIterator[tuple[TakenOver, Path, "asyncio.Task[Recording]"]]:
+    """An instance that has just been told to record, and what comes of it."""
+    async with taken_over(tmp_path, monkeypatch) as (node, runner):
+        runner.says(READY)
+        await asyncio.wait_for(runner.instance.ready, 5)
+        task = asyncio.create_task(node.record(runner.instance, seconds))
+        try:
+            yield runner, Path(runner.spawned[0].scratch), task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def told(runner: TakenOver) -> int:
+    """The number of the recording."""
+    (size,) = struct.unpack("<I", await asyncio.to_thread(runner.control.recv, 4, socket.MSG_WAITALL))
+    message = unpack(await asyncio.to_thread(runner.control.recv, size, socket.MSG_WAITALL), ToInstance)
+    assert isinstance(message, Record)
+    return message.number
+
+
+async def test_what_an_instance_has_recorded_is_picked_up_and_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with recording(tmp_path, monkeypatch) as (runner, folder, task):
+        number = await told(runner)
+        (folder / trace_name(number)).write_bytes(b"trace")
+        (folder / graph_name(number)).write_bytes(b"graph")
+        runner.says(Recorded(number=number, executions=7, seconds=0.5, full=True))
+        assert await asyncio.wait_for(task, 5) == Recording(7, 0.5, True, {"trace": b"trace", "graph": b"graph"}, "")
+        assert not list(folder.iterdir())
+        assert not runner.killed
+
+
+async def test_a_link_in_the_place_of_a_trace_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    async with recording(tmp_path, monkeypatch) as (runner, folder, task):
+        number = await told(runner)
+        (folder / trace_name(number)).symlink_to(secret)
+        runner.says(Recorded(number=number, executions=1, seconds=0.5))
+        with pytest.raises(InferenceFailed, match="the trace is no file"):
+            await asyncio.wait_for(task, 5)
+        assert secret.read_bytes() == b"secret"
+        assert not list(folder.iterdir())
+
+
+async def test_without_its_graph_where_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path, monkeypatch) as (runner, folder, task):
+        number = await told(runner)
+        (folder / trace_name(number)).write_bytes(b"trace")
+        with (folder / graph_name(number)).open("wb") as file:
+            file.truncate(1 << 40)
+        runner.says(Recorded(number=number, executions=1, seconds=0.5))
+        found = await asyncio.wait_for(task, 5)
+        assert found.files == {"trace": b"trace"}
+        assert found.missing == "the graph is larger than 8 MiB, which is the most"
+
+
+async def test_an_instance_is_recorded_once_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with taken_over(tmp_path, monkeypatch) as (node, runner):
+        runner.says(READY)
+        await asyncio.wait_for(runner.instance.ready, 5)
+        first = asyncio.create_task(node.record(runner.instance, 60))
+        number = await told(runner)
+        with pytest.raises(Conflict, match="instance 0 is being recorded already"):
+            await node.record(runner.instance, 1)
+        runner.says(Recorded(number=number, executions=0, seconds=0, error="it\nwould not"))
+        with pytest.raises(InferenceFailed, match="the profiler did not work: it would not"):
+            await asyncio.wait_for(first, 5)
+        assert not runner.killed
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\xc1",
+        READY,
+        Recorded(number=10**6, executions=1, seconds=0.5),
+        Recorded(number=1, executions=-1, seconds=0.5),
+        Recorded(number=1, executions=1, seconds=float("nan")),
+    ],
+    ids=["bytes", "another word", "another recording", "executions", "seconds"],
+)
+async def test_an_instance_that_answers_nonsense_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    async with recording(tmp_path, monkeypatch) as (runner, _, task):
+        number = await told(runner)
+        runner.says(msgspec.structs.replace(answer, number=number) if getattr(answer, "number", 0) == 1 else answer)
+        with pytest.raises(InferenceFailed, match="asked for a recording, it spoke nonsense"):
+            await asyncio.wait_for(task, 5)
+        assert runner.killed
+
+
+async def test_an_instance_that_does_not_answer_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.nodes.recording.WRITE_SECONDS", 0.02 - ModelConfig().execution_timeout)
+    async with recording(tmp_path, monkeypatch) as (runner, _, task):
+        with pytest.raises(InferenceFailed, match=r"did not hand its recording over within 0\.02 s"):
+            await asyncio.wait_for(task, 5)
+        assert runner.killed
+
+
+async def test_an_instance_that_ends_meanwhile_is_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with recording(tmp_path, monkeypatch, 60) as (runner, _, task):
+        await told(runner)
+        runner.exits(0)
+        runner.killed = True
+        with pytest.raises(InstanceDied, match="ended while it was recorded"):
+            await asyncio.wait_for(task, 5)

@@ -25,7 +25,6 @@ from gateway.ipc.messages import (
     Exited,
     Failed,
     Forked,
-    FromInstance,
     FromRunner,
     FromWorker,
     Hello,
@@ -47,6 +46,7 @@ from gateway.ipc.messages import (
     send,
     unpack,
 )
+from gateway.ipc.recording import EndRecord, FromInstance, Record, Recorded, ToInstance
 from gateway.keys import new_key
 from gateway.store.manifest import InstanceGroup, ModelConfig, TensorConfig
 from gateway.tensors import Signature, TensorSpec
@@ -127,7 +127,10 @@ EVERY: list[tuple[Any, Any]] = [
     (Applied(epoch=3), FromWorker),
     (Counts(ticket=1, packed=b"\x90"), FromWorker),
     (Ask(ticket=1, what="load", model="m"), FromWorker),
-    (Stop(), Stop),
+    (Stop(), ToInstance),
+    (Record(number=3), ToInstance),
+    (EndRecord(number=3), ToInstance),
+    (Recorded(number=3, executions=7, seconds=0.5, full=True, error="no"), FromInstance),
     (Died(instance="m/1#0", error_code="deadline", reason="too slow"), ToWorker),
     (Condemned(digest=b"\0\xff"), ToWorker),
     (Condemned(digest=b"\0\xff"), FromWorker),

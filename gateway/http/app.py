@@ -19,6 +19,7 @@ from gateway.http import (
     metrics_filter,
     model_docs,
     openapi,
+    profiling,
     tfserving_pages,
     torchserve_pages,
     triton,
@@ -285,6 +286,7 @@ def create_app() -> FastAPI:
         static_url=STATIC,
     )
     app.include_router(triton.router)  # first, for `stats` is no model's name in /v2/models/stats
+    app.include_router(profiling.router)  # before {action}
     app.include_router(router)
     app.include_router(metrics_router)
     console.serve(app)

@@ -137,6 +137,7 @@ _ERROR = _object({"error": _STRING})
 _ERRORS = {
     400: "the request is wrong",
     404: "no such model, version or path",
+    409: "it is being done already",
     413: "the body is over the limit",
     415: "a Content-Encoding that is not read",
     429: "the model's queue is full",
@@ -248,6 +249,19 @@ def _body(schema: dict[str, Any]) -> dict[str, Any]:
 
 INDEX_BODY = _body({"type": "object", "properties": {"ready": _BOOLEAN}})
 CONTROL_OPERATION = _body({"type": "object", "properties": {"parameters": _PARAMETERS}})
+PROFILE_BODY = _body(
+    {
+        "type": "object",
+        "properties": {
+            "seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": 60, "default": 5},
+            "instance": {"type": "integer", "minimum": 0, "default": 0},
+        },
+        "additionalProperties": False,
+    }
+)
+PROFILE_RESPONSES = responses({}, 400, 404, 409, 413, 500, 503, 504, 507) | {
+    200: {"description": "the recording", "content": {"application/zip": _BINARY}}
+}
 
 
 def describe_truly(app: FastAPI) -> None:

@@ -21,7 +21,16 @@ ARRIVING_BODIES = 4
 class Supervisor(Protocol):
     """The questions that only the supervisor can answer."""
 
-    async def ask(self, what: str, model: str = "", version: int = 0, workers: tuple[int, int] = (0, 0)) -> bytes:
+    async def ask(
+        self,
+        what: str,
+        model: str = "",
+        version: int = 0,
+        workers: tuple[int, int] = (0, 0),
+        *,
+        seconds: float = 0.0,
+        instance: int = 0,
+    ) -> bytes:
         """The answer to what an Ask can ask (ipc/messages.py); GatewayError if it refuses."""
 
     def condemn(self, digest: bytes) -> None:

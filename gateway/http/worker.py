@@ -42,7 +42,15 @@ from gateway.routing import RoutingTable, Target
 
 log = logging.getLogger("gateway.worker")
 
-ASK_SECONDS = {"load": 600.0, "unload": 60.0, "wake": 3600.0, "register": 600.0, "scale": 600.0, "unregister": 60.0}
+ASK_SECONDS = {
+    "load": 600.0,
+    "unload": 60.0,
+    "wake": 3600.0,
+    "register": 600.0,
+    "scale": 600.0,
+    "unregister": 60.0,
+    "profile": 600.0,
+}
 ASK_DEFAULT_SECONDS = 10.0
 LAST_WORDS_SECONDS = 1.0
 """So long may access log and spans take at the end."""
@@ -71,11 +79,30 @@ class Worker:
         self._tickets = itertools.count(1)
         self._asked: dict[int, asyncio.Future[bytes]] = {}
 
-    async def ask(self, what: str, model: str = "", version: int = 0, workers: tuple[int, int] = (0, 0)) -> bytes:
+    async def ask(
+        self,
+        what: str,
+        model: str = "",
+        version: int = 0,
+        workers: tuple[int, int] = (0, 0),
+        *,
+        seconds: float = 0.0,
+        instance: int = 0,
+    ) -> bytes:
         """Put a question to the supervisor; DeadlineExceeded if it takes too long, else the error it answers."""
         ticket = next(self._tickets)
         future = self._asked[ticket] = asyncio.get_running_loop().create_future()
-        self._stream.send(Ask(ticket=ticket, what=what, model=model, version=version, workers=workers))
+        self._stream.send(
+            Ask(
+                ticket=ticket,
+                what=what,
+                model=model,
+                version=version,
+                workers=workers,
+                seconds=seconds,
+                instance=instance,
+            )
+        )
         try:
             return await asyncio.wait_for(future, ASK_SECONDS.get(what, ASK_DEFAULT_SECONDS))
         except TimeoutError:

@@ -1,6 +1,6 @@
 """What a framework must offer to be served: load an artifact, execute a signature."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -8,6 +8,25 @@ from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature
 
 Tensors = Mapping[str, Array]
+
+
+class Tracer(Protocol):
+    """A framework's profiler at work on one model, in the thread that calls it."""
+
+    most: int
+    """So many events are recorded: what comes of them must be written while requests wait, and be sent."""
+
+    def cost(self, call: Callable[[], object]) -> int:
+        """How many events a call adds to a recording."""
+
+    def start(self) -> None:
+        """Begin to record what this thread has the model compute."""
+
+    def stop(self, path: Path) -> None:
+        """End that, and write the trace."""
+
+    def graph(self) -> bytes:
+        """The model's graph as TensorFlow's GraphDef, without its weights."""
 
 
 class LoadedModel(Protocol):
@@ -37,6 +56,9 @@ class LoadedModel(Protocol):
 
     def device_memory(self) -> int | None:
         """Bytes that the framework has taken on the GPU; None on the CPU, or where it does not tell. Never raises."""
+
+    def tracer(self) -> Tracer:
+        """What records its calls. Costs nothing before it is started."""
 
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests must not be joined whatever a test shows (state, control flow on values); else None."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.errors import GatewayError, LoadFailed, RequestError
-from gateway.instance.backend import LoadedModel, Tensors
+from gateway.instance.backend import LoadedModel, Tensors, Tracer
 from gateway.instance.classes import look_like_probabilities, top_classes
 from gateway.instance.images import READABLE, ImageReader, image_input
 from gateway.ipc.messages import Batching
@@ -146,6 +146,10 @@ class HandledModel:
     def device_memory(self) -> int | None:
         """As the model says."""
         return self._model.device_memory()
+
+    def tracer(self) -> Tracer:
+        """As the model says."""
+        return self._model.tracer()
 
     def batching_obstacle(self, signature: str) -> str | None:
         """As the model says: images and classes are made row by row."""

@@ -19,8 +19,10 @@ from gateway.instance import priority, sandbox
 from gateway.instance.backend import Backend, LoadedModel
 from gateway.instance.handlers import HandledModel, handled
 from gateway.instance.proof import decide_batching, may_join
+from gateway.instance.recording import Recorder
 from gateway.instance.serve import Server
-from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready, Spawn, send
+from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready, Spawn, Stop, send
+from gateway.ipc.recording import receive
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import raw_from_array
 
@@ -83,9 +85,17 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
             example=example_of(model, spawn.config),
         ),
     )
-    # The supervisor says nothing but Stop, and its silence at the end of the stream means the same.
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
-    server.run(control, on_control=lambda: False)
+    recorder = Recorder(server, model, Path(spawn.scratch), functools.partial(send, control), spawn.memory_limit)
+
+    def on_control() -> bool:
+        message = receive(control)
+        if message is None or isinstance(message, Stop):  # silence at the end of the stream means the same
+            return False
+        recorder.hear(message)
+        return True
+
+    server.run(control, on_control)
     priority.give_way()  # nobody waits for the kernel to take the process apart, which is milliseconds of work
     return 0
 

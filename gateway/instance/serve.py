@@ -18,6 +18,7 @@ from gateway.ipc.framing import ALONE, CANCEL, INFER, LEVEL, RELEASE, Failure, R
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Buffer
 
+Execute = Callable[[str, dict[str, Array]], dict[str, Array]]
 PLANS = 4096
 """Distinct request headers remembered; more of them only costs decoding again."""
 
@@ -56,6 +57,8 @@ class Server:
         """The connections whose note says that requests are being executed."""
         self._decode = msgspec.msgpack.Decoder(RequestHeader).decode
         self._stopping = False
+        self.execute: Execute = self._execute
+        """What calls the model; something else stands here while that is recorded (recording.py)."""
 
     def run(self, control: socket.socket, on_control: Callable[[], bool]) -> None:
         """Serve until `on_control`, called when `control` is readable, returns False; then finish the queue."""
@@ -175,7 +178,7 @@ class Server:
         try:
             inputs = join_inputs(batch)
             called = time.perf_counter()
-            outputs = self._execute(batch[0].plan.signature, inputs)
+            outputs = self.execute(batch[0].plan.signature, inputs)
             seconds = time.perf_counter() - called
             parts = part_outputs(outputs, batch)
         except Exception as error:  # noqa: BLE001 - whatever a model does, its instance goes on serving

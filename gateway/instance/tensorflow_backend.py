@@ -81,6 +81,7 @@ class TensorFlowBackend:
                 "Loaded as a TensorFlow 2 object, because it does not open in a session; calls are slower."
             )
         model.on_gpu = device != "cpu"
+        model.artifact, model.tags = artifact, tags
         return model
 
 

@@ -3,13 +3,15 @@
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from gateway.errors import GatewayError, InferenceFailed, InputRefused, OutOfMemory, RequestError
+from gateway.instance.tensorflow_recording import TensorFlowTracer
 from gateway.instance.tensorflow_signatures import SIDE_EFFECTS, STATE, Entry, GraphReader, batching_obstacle
 from gateway.tensors import DATATYPES, DTYPES, Array, Signature, TensorSpec
 
@@ -121,6 +123,8 @@ class TensorFlowModel:
 
     platform = "tensorflow_savedmodel"
     on_gpu = False
+    artifact = Path()
+    tags: Sequence[str] = ()
 
     def __init__(self, entries: dict[str, Entry], default: str, graph: Any, prepare: Callable[[Plan], Call]) -> None:
         reader = GraphReader(graph)
@@ -173,6 +177,10 @@ class TensorFlowModel:
             return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
         except (ValueError, RuntimeError, tf.errors.OpError):
             return None
+
+    def tracer(self) -> TensorFlowTracer:
+        """What records its calls; see `LoadedModel.tracer`."""
+        return TensorFlowTracer(self.artifact, self.tags)
 
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests to this signature must not be joined whatever a test shows; else None."""

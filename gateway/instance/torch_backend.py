@@ -16,6 +16,7 @@ from gateway.instance.backend import Tensors
 from gateway.instance.handlers import with_image_input
 from gateway.instance.torch_graph import constant, examine
 from gateway.instance.torch_inputs import Example
+from gateway.instance.torch_recording import TorchTracer
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import DTYPES, Array, Signature, TensorSpec
 
@@ -50,6 +51,7 @@ class TorchBackend:
             torch.from_numpy(np.frombuffer(bytes(4), np.float32))
             module, typed = _open(artifact, device)
             model = TorchScriptModel(module, config, device, typed)
+        model.artifact = artifact
         if torch_errors.is_flatbuffer(artifact):
             # Its weights point into the file's bytes, which live as long as the module that was read from them.
             model.owner = module
@@ -62,6 +64,7 @@ class TorchScriptModel:
     platform = "pytorch_torchscript"
     default_signature = SIGNATURE
     owner: Any = None
+    artifact = Path()
 
     def __init__(self, module: Any, config: ModelConfig, device: str, typed: Any) -> None:
         if not module._c._has_method("forward"):  # noqa: SLF001 - no public name
@@ -164,6 +167,10 @@ class TorchScriptModel:
     def device_memory(self) -> int | None:
         """What PyTorch's allocator holds on the GPU; see `LoadedModel.device_memory`."""
         return None if self._device is None else int(torch.cuda.memory_reserved(self._device))
+
+    def tracer(self) -> TorchTracer:
+        """What records its calls; see `LoadedModel.tracer`."""
+        return TorchTracer(self.artifact, gpu=self._device is not None)
 
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests must not be joined; see `LoadedModel.batching_obstacle`."""

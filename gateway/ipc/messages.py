@@ -273,18 +273,19 @@ class Ask(Message):
     what: str
     """metrics | counters | overview | load | unload | wake (load a COLD version because there is a request for it)
 
-    and by hand (gateway/byhand.py): describe | register | unregister | scale | default
+    and by hand (gateway/byhand.py): describe | register | unregister | scale | default; profile (gateway/profiling.py)
     """
     model: str = ""
     version: int = 0
-    """For wake and what is done by hand; by hand, ANY is the one that requests without a version get."""
+    """For wake, profile and what is done by hand; by hand, ANY is the one that requests without a version get."""
     workers: tuple[int, int] = (0, 0)
     """For scale and register: the least and the most instances."""
+    seconds: float = 0.0
+    instance: int = 0
 
 
 ToRunner = Spawn | Kill
 FromRunner = RunnerReady | Forked | Exited
-FromInstance = Ready | Failed
 ToWorker = Start | Keys | Routes | Collect | Answer | Died | Condemned | AskUsage
 FromWorker = Hello | Applied | Counts | Ask | Condemned | Usage
 

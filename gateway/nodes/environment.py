@@ -11,6 +11,7 @@ ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "KINETO_LOG_LEVEL": "99",  # PyTorch's profiler says when it begins and ends
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.errors import InferenceFailed, InstanceDied, LoadFailed
+from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed
 from gateway.instance import priority
 from gateway.instance import sandbox as instance_sandbox
-from gateway.ipc.messages import Failed, FromInstance, MessageStream, Ready, Spawn, Stop
+from gateway.ipc.messages import Failed, MessageStream, Ready, Spawn, Stop
+from gateway.ipc.recording import FromInstance
 from gateway.lifecycle.placement import CPU, Device
-from gateway.nodes import claims, output, scratch
+from gateway.nodes import claims, output, recording, scratch
 from gateway.nodes.gauge import Gauge
 from gateway.nodes.gpus import Gpus
 from gateway.nodes.memory import available_memory
 from gateway.nodes.node import DeviceMemory, Footprint, Instance
 from gateway.nodes.output import Output
+from gateway.nodes.recording import Nonsense, Recording
 from gateway.nodes.runners import Runner
 from gateway.store.source import Artifact
 
@@ -47,6 +49,7 @@ class _Line:
     forked: "asyncio.Future[int]"
     output: Output
     scratch: Path
+    recording: bool = False
 
 
 def _look_at(future: "asyncio.Future[Ready]") -> None:
@@ -224,6 +227,24 @@ class LocalNode:
     async def memory(self) -> Mapping[str, DeviceMemory]:
         """The memory of each GPU, as far as it is known."""
         return await self.gauge.devices()
+
+    async def record(self, instance: Instance, seconds: float) -> Recording:
+        """Record what an instance computes; see `Node.record`. One that does not keep to what is asked is ended."""
+        line = self._lines.get(instance)
+        if line is None or not instance.ready.done():
+            raise InstanceDied("the instance does not run; try again")
+        if line.recording:
+            raise Conflict(f"instance {instance.index} is being recorded already; try again when that is over")
+        line.recording = True
+        grace = instance.artifact.config.execution_timeout
+        try:
+            return await recording.record(line.control, line.scratch, next(self._numbers), seconds, grace)
+        except Nonsense as error:
+            log.warning("%s is ended: asked for a recording, it %s", instance.name, error)
+            self.stop(instance, kill=True)
+            raise InferenceFailed(f"the instance is replaced: asked for a recording, it {error}") from None
+        finally:
+            line.recording = False
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""

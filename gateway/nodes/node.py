@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gateway.ipc.messages import InstanceAddress, Ready
 from gateway.lifecycle.placement import Device
+from gateway.nodes.recording import Recording
 from gateway.store.source import Artifact
 
 
@@ -93,6 +94,12 @@ class Node(Protocol):
 
     async def memory(self) -> Mapping[str, DeviceMemory]:
         """The memory of each GPU, as far as it is known."""
+
+    async def record(self, instance: Instance, seconds: float) -> Recording:
+        """Record what a ready instance computes for so many seconds, or until there is no room for more.
+
+        It answers requests meanwhile. Conflict if it is being recorded already, InstanceDied, InferenceFailed.
+        """
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""
