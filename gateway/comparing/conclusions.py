@@ -1,0 +1,237 @@
+"""The verdict and the warnings of a comparison, in sentences. Pure functions."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from gateway.comparing.document import Cell, Comparison, Figure
+from gateway.comparing.spread import FEWEST_ROUNDS, RARELY, Contrast, Spread, ahead
+from gateway.sizes import format_size
+
+BUSY = 0.9
+"""A load generator that has so much of its core measures itself."""
+FEW_ANSWERS = 100
+"""A 99th percentile of fewer answers is little more than the slowest."""
+
+
+def number(value: float) -> str:
+    """With three digits, or all that stand before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def amount(value: float, unit: str) -> str:
+    """A figure with its unit, for people."""
+    if unit == "B":
+        return format_size(value)
+    if unit == "s":
+        return f"{number(value * 1000)} ms" if value < 1 else f"{number(value)} s"
+    return f"{number(value)} {unit}"
+
+
+def times(contrast: Contrast) -> str:
+    """How many times the smaller of two figures the larger is: 1.3×."""
+    ratio = contrast.ratio or 0.0
+    ratio = 1 / ratio if 0 < ratio < 1 else ratio
+    return f"{ratio:,.0f}×" if ratio >= 10 else f"{ratio:.2f}×" if ratio < 2 else f"{ratio:.1f}×"
+
+
+def place(cell: Cell) -> str:
+    """Of what a cell is about."""
+    return f"{counted(cell.rows, 'row')} and {counted(cell.connections, 'connection')}"
+
+
+def counted(count: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def verdict(found: Comparison) -> list[str]:
+    """Which is faster at what, which is smaller, and do they agree."""
+    names = names_of(found)
+    return [*_speed(found.cells, names), *_size(found.figures, names), _answers(found, names)]
+
+
+def names_of(found: Comparison) -> tuple[str, str]:
+    """Without versions where that is enough to tell them apart."""
+    a, b = found.models
+    return (a.name, b.name) if a.name != b.name else (a.title, b.title)
+
+
+def _speed(cells: Sequence[Cell], names: tuple[str, str]) -> list[str]:
+    first, last = cells[0], cells[-1]
+    latency, rate = first.p50_ms, last.requests_per_second
+    said = []
+    if winner := ahead(latency, "less"):
+        ours, theirs = (latency.a, latency.b) if winner == "a" else (latency.b, latency.a)
+        said.append(
+            f"{names[winner == 'b']} answers faster with {place(first)}: a median of "
+            f"{number(ours.median)} against {number(theirs.median)} ms ({times(latency)})."
+        )
+    else:
+        said.append(
+            f"With {place(first)} neither is clearly faster: medians of {number(latency.a.median)} and "
+            f"{number(latency.b.median)} ms."
+        )
+    if winner := ahead(rate, "more"):
+        ours, theirs = (rate.a, rate.b) if winner == "a" else (rate.b, rate.a)
+        rows = [number(each.median * last.rows) for each in (ours, theirs)]
+        said.append(
+            f"With {place(last)} {names[winner == 'b']} computes more rows a second: {rows[0]} against {rows[1]} "
+            f"({times(rate)})."
+        )
+    else:
+        said.append(f"With {place(last)} neither clearly has more throughput.")
+    if len(cells) > 2:
+        wins = [ahead(cell.requests_per_second, "more") for cell in cells]
+        said.append(
+            f"Of {len(cells)} combinations of rows and connections {names[0]} has clearly more throughput in "
+            f"{wins.count('a')}, {names[1]} in {wins.count('b')}."
+        )
+    return said
+
+
+def _size(figures: Sequence[Figure], names: tuple[str, str]) -> list[str]:
+    by_name = {figure.name: figure for figure in figures}
+    said = []
+    if (memory := by_name.get("memory_bytes")) is not None:
+        said.append(_less(memory, names, "has {} of memory to itself against {}"))
+    if (load := by_name.get("load_seconds")) is not None:
+        said.append(_less(load, names, "loads in {} against {}"))
+    return said
+
+
+def _less(figure: Figure, names: tuple[str, str], words: str) -> str:
+    contrast = figure.contrast
+    if winner := ahead(contrast, "less"):
+        ours, theirs = (contrast.a, contrast.b) if winner == "a" else (contrast.b, contrast.a)
+        shown = words.format(amount(ours.median, figure.unit), amount(theirs.median, figure.unit))
+        return f"{names[winner == 'b']} {shown} ({times(contrast)})."
+    a, b = (amount(each.median, figure.unit) for each in (contrast.a, contrast.b))
+    rounds = len(contrast.a.rounds)
+    why = (
+        "measured once"
+        if rounds == 1
+        else "too few rounds to tell"
+        if rounds < FEWEST_ROUNDS
+        else "a difference within the noise"
+    )
+    return f"{figure.title}: {a} and {b}, {why}."
+
+
+def _answers(found: Comparison, names: tuple[str, str]) -> str:
+    said = []
+    for output in found.agreement:
+        where = f" in '{output.a}'" if len(found.agreement) > 1 else ""
+        if output.same_class is not None:
+            part = "all" if output.same_class == 1 else f"{output.same_class:.1%} of"
+            said.append(f"name the same class in {part} {output.rows} rows{where}")
+        if output.max_difference is not None:
+            said.append(f"differ by at most {output.max_difference:.2g}{where}")
+        elif output.unequal:
+            said.append(f"differ in {output.unequal} of {output.elements} elements{where}")
+        else:
+            said.append(f"are equal in all {output.rows} rows{where}")
+    text = f"Their answers {' and '.join(said)}"
+    if (accuracy := found.accuracy) is None:
+        return f"{text}."
+    text += f"; against the labels {names[0]} is right in {accuracy.a:.1%}, {names[1]} in {accuracy.b:.1%}"
+    return f"{text}{'' if accuracy.a == accuracy.b or accuracy.p <= RARELY else ', a difference within the noise'}."
+
+
+def warnings(found: Comparison) -> list[str]:
+    """What a reader should know before believing the figures."""
+    said = []
+    if found.settings.rounds < FEWEST_ROUNDS:
+        said.append(
+            f"{counted(found.settings.rounds, 'round')} cannot tell a difference from noise, so none is called clear; "
+            f"from {FEWEST_ROUNDS} on they can."
+        )
+    limited = [place(cell) for cell in found.cells if cell.generator_cpu >= BUSY]
+    if limited:
+        said.append(
+            f"With {', '.join(limited)} the load generator had its whole core and was itself the limit: the server can do "
+            "more, and the models may differ more than is seen."
+        )
+    rounds = found.settings.rounds
+    few = [place(cell) for cell in found.cells if min(cell.answers) < FEW_ANSWERS * rounds]
+    if few:
+        said.append(
+            f"With {', '.join(few)} a round has fewer than {FEW_ANSWERS} answers, of which a p99 is little more than the "
+            "slowest; a larger --seconds helps."
+        )
+    for cell in found.cells:
+        for model, errors in zip(found.models, cell.errors, strict=True):
+            if errors:
+                said.append(f"With {place(cell)} {counted(errors, 'request')} of {model.title} failed.")
+    return said + _unequal(found)
+
+
+def _unequal(found: Comparison) -> list[str]:
+    """Differences between the models that have nothing to do with their frameworks."""
+    a, b = found.models
+    said = []
+    if (a.max_batch_size or 1) != (b.max_batch_size or 1):
+        said.append(
+            f"The models are not batched alike, which shows with several connections: {a.title} takes up to "
+            f"{counted(a.max_batch_size or 1, 'row')} together, {b.title} {b.max_batch_size or 1}."
+        )
+    if sorted(a.devices) != sorted(b.devices):
+        said.append(
+            f"The models are not on the same devices: {a.title} is on {', '.join(a.devices) or 'none'}, {b.title} on "
+            f"{', '.join(b.devices) or 'none'}."
+        )
+    return said
+
+
+# The same as a table
+
+
+def rows_of(found: Comparison) -> list[tuple[str, str, str, str, str]]:
+    """What, both models' medians with the middle half of their rounds, their ratio, and what the difference is."""
+    names = names_of(found)
+    rows = [_row(figure.title, figure.contrast, figure.unit, "less", names) for figure in found.figures]
+    for cell in found.cells:
+        where = place(cell)
+        rows += [
+            _row(f"{title}, {where}", contrast, "ms", "less", names)
+            for title, contrast in (("p50", cell.p50_ms), ("p95", cell.p95_ms), ("p99", cell.p99_ms))
+        ]
+        rows.append(_row(f"Requests/s, {where}", cell.requests_per_second, "", "more", names))
+    for output in found.agreement:
+        if output.same_class is not None:
+            rows.append((f"Same class, '{output.a}'", f"{output.same_class:.2%}", "", "", ""))
+        if output.max_difference is not None:
+            shown = f"{output.max_difference:.2g} at most, {output.mean_difference:.2g} on average"
+            rows.append((f"Difference, '{output.a}'", shown, "", "", ""))
+        else:
+            rows.append((f"Unequal, '{output.a}'", f"{output.unequal} of {output.elements}", "", "", ""))
+    if (accuracy := found.accuracy) is not None:
+        what = "none" if accuracy.a == accuracy.b else "clear" if accuracy.p <= RARELY else "within noise"
+        rows.append(("Accuracy", f"{accuracy.a:.2%}", f"{accuracy.b:.2%}", "", what))
+    return rows
+
+
+def _row(
+    title: str, contrast: Contrast, unit: str, better: Literal["less", "more"], names: tuple[str, str]
+) -> tuple[str, str, str, str, str]:
+    winner = ahead(contrast, better)
+    single = len(contrast.a.rounds) == 1 and not contrast.exact
+    who = "neither" if contrast.exact else "measured once" if single else "within noise"
+    if winner:
+        who = f"{names[winner == 'b']}, {times(contrast)}"
+    ratio = "" if contrast.ratio is None else f"{contrast.ratio:.2f}"
+    return title, ranged(contrast.a, unit), ranged(contrast.b, unit), ratio, who
+
+
+def ranged(spread: Spread, unit: str) -> str:
+    """A median, and between what the middle half of the rounds lies."""
+    shown = amount(spread.median, unit).strip()
+    if len(spread.rounds) == 1:
+        return shown
+    low, high = (amount(each, unit).strip() for each in (spread.low, spread.high))
+    return shown if low == high else f"{shown} ({_without_unit(low, high)}–{high})"
+
+
+def _without_unit(low: str, high: str) -> str:
+    """8.1 of 8.1 MB, if the other has the same unit."""
+    value, _, unit = low.partition(" ")
+    return value if high.endswith(f" {unit}") else low
