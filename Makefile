@@ -17,7 +17,7 @@ FIND_PYTHON = \
 	fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test lint bench bars soak load load-ui python
+.PHONY: help setup clients serve test lint bench bars soak load load-ui compare python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +54,9 @@ load: setup ## Load the digit models with locust; ARGS="--shape spike --users 64
 
 load-ui: setup ## The same by locust's own page
 	.venv/bin/python loadtests/load.py --ui $(ARGS)
+
+compare: setup ## PyTorch or TensorFlow? The digit models side by side, report in compare-report/
+	.venv/bin/python loadtests/compare.py $(ARGS)
 
 # The Python that `make setup` takes.
 python:

@@ -122,13 +122,18 @@ def _write(found: "Comparison", out: Path) -> None:
 
 
 def _show(found: "Comparison") -> None:
-    from gateway.comparing.conclusions import rows_of  # noqa: PLC0415 - as above
+    from gateway.comparing.conclusions import groups_of  # noqa: PLC0415 - as above
 
     screen = console()
+    rows, styles = [], []
+    for title, group in groups_of(found):
+        rows += [(title, "", "", "", ""), *((f"  {row.title}", *row[1:]) for row in group)]
+        styles += ["bold", *("dim" if row.ahead == "within noise" else "" for row in group)]
     columns = ("", *(model.title for model in found.models), "B / A", "AHEAD")
-    screen.print(table(columns, rows_of(found)), soft_wrap=False)
-    screen.print()
-    for sentence in found.verdict:
-        screen.print(plain(sentence))
+    screen.print(table(columns, rows, styles), soft_wrap=False)
+    for what, text in (("Speed", found.verdict.speed), ("Size", found.verdict.size), ("Answers", found.verdict.answers)):
+        if text:
+            screen.print(f"\n{what}", style="bold")
+            screen.print(plain(text))
     for sentence in found.warnings:
         warn(sentence)

@@ -1,9 +1,10 @@
 """The verdict and the warnings of a comparison, in sentences. Pure functions."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from gateway.comparing.document import Cell, Comparison, Figure
+from gateway.comparing.agreement import OutputAgreement
+from gateway.comparing.document import Cell, Comparison, Figure, Verdict
 from gateway.comparing.spread import FEWEST_ROUNDS, RARELY, Contrast, Spread, ahead
 from gateway.sizes import format_size
 
@@ -44,10 +45,12 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def verdict(found: Comparison) -> list[str]:
+def verdict(found: Comparison) -> Verdict:
     """Which is faster at what, which is smaller, and do they agree."""
     names = names_of(found)
-    return [*_speed(found.cells, names), *_size(found.figures, names), _answers(found, names)]
+    return Verdict(
+        " ".join(_speed(found.cells, names)), " ".join(_size(found.figures, names)), _answers(found, names)
+    )
 
 
 def names_of(found: Comparison) -> tuple[str, str]:
@@ -82,9 +85,12 @@ def _speed(cells: Sequence[Cell], names: tuple[str, str]) -> list[str]:
         said.append(f"With {place(last)} neither clearly has more throughput.")
     if len(cells) > 2:
         wins = [ahead(cell.requests_per_second, "more") for cell in cells]
+        found = [f"{name} in {wins.count(side)}" for name, side in zip(names, "ab", strict=True) if side in wins]
         said.append(
-            f"Of {len(cells)} combinations of rows and connections {names[0]} has clearly more throughput in "
-            f"{wins.count('a')}, {names[1]} in {wins.count('b')}."
+            f"Of {len(cells)} combinations of rows and connections the throughput is clearly higher of "
+            f"{' and of '.join(found)}."
+            if found
+            else f"In none of {len(cells)} combinations of rows and connections is the throughput of either clearly higher."
         )
     return said
 
@@ -185,53 +191,68 @@ def _unequal(found: Comparison) -> list[str]:
 # The same as a table
 
 
-def rows_of(found: Comparison) -> list[tuple[str, str, str, str, str]]:
-    """What, both models' medians with the middle half of their rounds, their ratio, and what the difference is."""
+class Row(NamedTuple):
+    """A line of the table: both models' medians with the middle half of their rounds, their ratio, who is ahead."""
+
+    title: str
+    a: str
+    b: str
+    ratio: str = ""
+    ahead: str = ""
+
+
+def groups_of(found: Comparison) -> list[tuple[str, list[Row]]]:
+    """All figures under headings."""
     names = names_of(found)
-    rows = [_row(figure.title, figure.contrast, figure.unit, "less", names) for figure in found.figures]
-    for cell in found.cells:
-        where = place(cell)
-        rows += [
-            _row(f"{title}, {where}", contrast, "ms", "less", names)
-            for title, contrast in (("p50", cell.p50_ms), ("p95", cell.p95_ms), ("p99", cell.p99_ms))
-        ]
-        rows.append(_row(f"Requests/s, {where}", cell.requests_per_second, "", "more", names))
-    for output in found.agreement:
-        if output.same_class is not None:
-            rows.append((f"Same class, '{output.a}'", f"{output.same_class:.2%}", "", "", ""))
-        if output.max_difference is not None:
-            shown = f"{output.max_difference:.2g} at most, {output.mean_difference:.2g} on average"
-            rows.append((f"Difference, '{output.a}'", shown, "", "", ""))
-        else:
-            rows.append((f"Unequal, '{output.a}'", f"{output.unequal} of {output.elements}", "", "", ""))
+    answers = [_answer_row(output) for output in found.agreement]
     if (accuracy := found.accuracy) is not None:
-        what = "none" if accuracy.a == accuracy.b else "clear" if accuracy.p <= RARELY else "within noise"
-        rows.append(("Accuracy", f"{accuracy.a:.2%}", f"{accuracy.b:.2%}", "", what))
-    return rows
+        who = "neither" if accuracy.a == accuracy.b else "within noise"
+        if accuracy.p <= RARELY:
+            who = names[accuracy.b > accuracy.a]
+        answers.append(Row("accuracy", f"{accuracy.a:.2%}", f"{accuracy.b:.2%}", "", who))
+    return [
+        ("Size", [_row(figure.title, figure.contrast, figure.unit, "less", names) for figure in found.figures]),
+        *(
+            (
+                place(cell),
+                [
+                    _row("p50", cell.p50_ms, "ms", "less", names),
+                    _row("p95", cell.p95_ms, "ms", "less", names),
+                    _row("p99", cell.p99_ms, "ms", "less", names),
+                    _row("requests/s", cell.requests_per_second, "", "more", names),
+                ],
+            )
+            for cell in found.cells
+        ),
+        ("Answers", answers),
+    ]
 
 
-def _row(
-    title: str, contrast: Contrast, unit: str, better: Literal["less", "more"], names: tuple[str, str]
-) -> tuple[str, str, str, str, str]:
+def _answer_row(output: OutputAgreement) -> Row:
+    title = f"'{output.a}'" if output.a == output.b else f"'{output.a}', '{output.b}'"
+    if output.max_difference is None:
+        return Row(title, f"{output.unequal} of {output.elements} unequal", "")
+    apart = f"differ by {output.max_difference:.2g} at most, {output.mean_difference:.2g} on average"
+    return Row(title, apart, "" if output.same_class is None else f"same class in {output.same_class:.2%}")
+
+
+def _row(title: str, contrast: Contrast, unit: str, better: Literal["less", "more"], names: tuple[str, str]) -> Row:
     winner = ahead(contrast, better)
     single = len(contrast.a.rounds) == 1 and not contrast.exact
     who = "neither" if contrast.exact else "measured once" if single else "within noise"
     if winner:
         who = f"{names[winner == 'b']}, {times(contrast)}"
     ratio = "" if contrast.ratio is None else f"{contrast.ratio:.2f}"
-    return title, ranged(contrast.a, unit), ranged(contrast.b, unit), ratio, who
+    return Row(title, ranged(contrast.a, unit), ranged(contrast.b, unit), ratio, who)
 
 
 def ranged(spread: Spread, unit: str) -> str:
-    """A median, and between what the middle half of the rounds lies."""
+    """A median, and between what the middle half of the rounds lies: 8.1 (8.0-8.3) MB."""
     shown = amount(spread.median, unit).strip()
-    if len(spread.rounds) == 1:
-        return shown
     low, high = (amount(each, unit).strip() for each in (spread.low, spread.high))
-    return shown if low == high else f"{shown} ({_without_unit(low, high)}–{high})"
-
-
-def _without_unit(low: str, high: str) -> str:
-    """8.1 of 8.1 MB, if the other has the same unit."""
-    value, _, unit = low.partition(" ")
-    return value if high.endswith(f" {unit}") else low
+    if low == high:
+        return shown
+    (value, _, kind), *ends = (each.partition(" ") for each in (shown, low, high))
+    if all(end[2] == kind for end in ends):
+        return f"{value} ({ends[0][0]}–{ends[1][0]}) {kind}".strip()
+    return f"{shown} ({low}–{high})"

@@ -71,6 +71,14 @@ class Settings(msgspec.Struct, frozen=True):
     """Whether every round began with loading both models anew."""
 
 
+class Verdict(msgspec.Struct, frozen=True):
+    """The comparison in sentences."""
+
+    speed: str = ""
+    size: str = ""
+    answers: str = ""
+
+
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """The whole document."""
 
@@ -89,6 +97,5 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     cells: list[Cell]
     agreement: list[OutputAgreement]
     accuracy: Accuracy | None = None
-    verdict: list[str] = []
-    """Sentences."""
+    verdict: Verdict = Verdict()
     warnings: list[str] = []

@@ -2,14 +2,14 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from html import escape
 from pathlib import Path
 
 import msgspec
 
-from gateway.comparing.conclusions import names_of, rows_of
+from gateway.comparing.conclusions import Row, groups_of, names_of
 from gateway.comparing.document import Comparison, Model
 
 _STATIC = Path(__file__).parents[1] / "static"
@@ -65,7 +65,8 @@ def _embedded(found: Comparison) -> str:
 
 def _head(found: Comparison) -> str:
     cards = "".join(_card(side, model) for side, model in zip("ab", found.models, strict=True))
-    return f'<header>\n<h1>Which model?</h1>\n<div class="models">{cards}</div>\n</header>'
+    a, b = names_of(found)
+    return f'<header>\n<h1>{escape(a)} or {escape(b)}?</h1>\n<div class="models">{cards}</div>\n</header>'
 
 
 def _card(side: str, model: Model) -> str:
@@ -77,9 +78,10 @@ def _card(side: str, model: Model) -> str:
 
 
 def _verdict(found: Comparison) -> str:
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.verdict)
+    parts = (("Speed", found.verdict.speed), ("Size", found.verdict.size), ("Answers", found.verdict.answers))
+    said = "".join(f"<dt>{what}</dt><dd>{escape(text)}</dd>" for what, text in parts if text)
     notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in found.warnings)
-    return f'<section class="verdict">{said}</section>' + (f'<ul class="warnings">{notes}</ul>' if notes else "")
+    return f'<section class="verdict"><dl>{said}</dl></section>' + (f'<ul class="warnings">{notes}</ul>' if notes else "")
 
 
 def _chart(name: str, title: str, caption: str) -> str:
@@ -93,19 +95,22 @@ def _chart(name: str, title: str, caption: str) -> str:
 def _table(found: Comparison) -> str:
     columns = ("", *(model.title for model in found.models), "B / A", "Ahead")
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    body = "".join(_row(row) for row in rows_of(found))
+    body = "\n".join(
+        f'<tbody><tr class="group"><th colspan="5" scope="rowgroup">{escape(title)}</th></tr>\n'
+        f"{''.join(map(_row, rows))}</tbody>"
+        for title, rows in groups_of(found)
+    )
     return (
         '<section>\n<h2>All figures</h2>\n<div class="wide"><table>\n'
         "<caption>Medians over the rounds, with the range of the middle half of the rounds.</caption>"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n</section>"
+        f"<thead><tr>{head}</tr></thead>\n{body}</table></div>\n</section>"
     )
 
 
-def _row(cells: Sequence[str]) -> str:
-    first, *others = cells
-    kind = ' class="noise"' if others[-1] in ("within noise", "measured once", "neither") else ""
-    shown = "".join(f"<td>{escape(cell)}</td>" for cell in others)
-    return f'<tr{kind}><th scope="row">{escape(first)}</th>{shown}</tr>\n'
+def _row(row: Row) -> str:
+    kind = ' class="noise"' if row.ahead in ("within noise", "measured once", "neither") else ""
+    shown = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+    return f'<tr{kind}><th scope="row">{escape(row.title)}</th>{shown}</tr>\n'
 
 
 def _how(found: Comparison) -> str:

@@ -89,7 +89,9 @@
       paths: uPlot.paths.stepped({ align: 1 }), points: { show: false }, value: (_, y) => short(y),
     }));
     const made = options(null, "ms", series);
+    const marks = [0, 0.2, 0.4, 0.6, 0.8, 1].map((part) => bounds[Math.round(part * (bounds.length - 1))]);
     made.scales.x = { time: false, distr: 3, range: [bounds[0], bounds[bounds.length - 1]] };
+    Object.assign(made.axes[0], { splits: () => marks, filter: (_, splits) => splits });
     return { options: made, data: [bounds.slice(0, -1), share(a), share(b)] };
   };
 
