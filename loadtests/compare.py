@@ -1,4 +1,4 @@
-"""`make compare`: the digit twins side by side on digits that neither has seen, and on request a picture of the page."""
+"""`make compare`: the digit twins side by side on digits that neither has seen; on request a picture of the page."""
 
 import argparse
 import importlib.util
@@ -10,9 +10,7 @@ import numpy as np
 
 STORE = Path(__file__).parents[1] / "model_store"
 BROWSER = "/usr/bin/chromium"
-ALONE = (
-    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-)
+ALONE = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 
 
 def write_held_out(path: Path) -> None:
@@ -31,7 +29,7 @@ def take_picture(page: Path, picture: Path) -> None:
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - of the extra dev, and only for this
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=ALONE.split())
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=ALONE)
         opened = browser.new_page(viewport={"width": 1100, "height": 1190})
         opened.goto(page.resolve().as_uri())
         opened.wait_for_function("document.documentElement.dataset.drawn")

@@ -65,8 +65,8 @@ def compare(
     is ahead in so many rounds that chance is no explanation (sign test, 5 %), and the middle halves of both models'
     rounds do not overlap.
 
-    Inputs and outputs go together by name, else in their order. The .npz has arrays named like the inputs of A, laid out
-    as A takes them, and `labels` (or `y`) if accuracy is to be told.
+    Inputs and outputs go together by name, else in their order. The .npz has arrays named like the inputs of A, laid
+    out as A takes them, and `labels` (or `y`) if accuracy is to be told.
 
     * `gateway compare digits_torch digits_tensorflow`
 
@@ -131,7 +131,11 @@ def _show(found: "Comparison") -> None:
         styles += ["bold", *("dim" if row.ahead == "within noise" else "" for row in group)]
     columns = ("", *(model.title for model in found.models), "B / A", "AHEAD")
     screen.print(table(columns, rows, styles), soft_wrap=False)
-    for what, text in (("Speed", found.verdict.speed), ("Size", found.verdict.size), ("Answers", found.verdict.answers)):
+    for what, text in (
+        ("Speed", found.verdict.speed),
+        ("Size", found.verdict.size),
+        ("Answers", found.verdict.answers),
+    ):
         if text:
             screen.print(f"\n{what}", style="bold")
             screen.print(plain(text))

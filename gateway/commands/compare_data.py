@@ -14,7 +14,7 @@ from gateway.errors import RequestError
 from gateway.tensors import Array, TensorSpec
 
 LABELS = ("labels", "y")
-_BROKEN = (ValueError, OverflowError, SyntaxError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (TypeError, ValueError, OverflowError, SyntaxError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 Named = dict[str, tuple[str, Array]]
 """Input → datatype and values."""
@@ -97,13 +97,11 @@ def _data(
 def _arrays(path: Path) -> dict[str, Array]:
     """What is in the file. What would have to be unpickled is refused, as numpy does by itself."""
     try:
-        with np.load(path) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError(path)  # a .npy
+        with np.load(path) as archive:  # TypeError if it is a .npy
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (*_BROKEN, AttributeError, TypeError):
+    except _BROKEN:
         raise RequestError(
             f"{path} is no .npz file of numbers or text; numpy.savez makes one (arrays of objects are refused)"
         ) from None

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -150,7 +150,7 @@ def _scrape(client: Client, side: Side) -> Scrape:
     """Figures of a version by the gateway's metrics; none if they are not for us, or not a gateway's."""
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - slow to import
 
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     try:
         text = client.send("GET", "/metrics").text
         for family in text_string_to_metric_families(text):
@@ -193,7 +193,7 @@ async def _counted(load: ClosedLoop, plan: Plan, progress: Progress, patience: f
         cpu, began = time.process_time(), time.perf_counter()
         await _pass(plan.seconds, progress)
         async with asyncio.timeout(patience):  # for the first answer, if the model is slower than that
-            while not load.tally.total:
+            while not load.tally.total:  # noqa: ASYNC110 - the tally is filled without events, for speed
                 await asyncio.sleep(_POLL_SECONDS)
         tally = load.take()
         busy = (time.process_time() - cpu) / (time.perf_counter() - began)
@@ -242,7 +242,6 @@ def figures(results: Results, artifact_bytes: tuple[int, int] | None, *, reloade
     """Those that are known of both models, in the order of _TITLES."""
     found = []
     for name, title in _TITLES.items():
-        unit = "s" if name == "load_seconds" else "B"
         if name == "artifact_bytes" and artifact_bytes is not None:
             found.append(Figure(name, title, "B", exactly(*artifact_bytes)))
             continue
@@ -251,5 +250,5 @@ def figures(results: Results, artifact_bytes: tuple[int, int] | None, *, reloade
             continue
         if not reloaded and name != "memory_bytes":  # the same measurement in every round
             a, b = a[-1:], b[-1:]
-        found.append(Figure(name, title, unit, contrast(a, b)))
+        found.append(Figure(name, title, "s" if name == "load_seconds" else "B", contrast(a, b)))
     return found

@@ -88,7 +88,9 @@ def accuracy(outputs: Sequence[tuple[str, Array, Array]], labels: Array) -> Accu
         ours, theirs = classes(a), classes(b)
         if ours is not None and theirs is not None and _comparable(ours, labels) and _comparable(theirs, labels):
             return _accuracy(name, _right(ours, labels), _right(theirs, labels))
-    raise RequestError("the labels are of no use: no output has a score for each class, or a class, of the labels' kind")
+    raise RequestError(
+        "the labels are of no use: no output has a score for each class, or a class, of the labels' kind"
+    )
 
 
 def _accuracy(name: str, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> Accuracy:

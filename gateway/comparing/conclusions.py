@@ -29,10 +29,10 @@ def amount(value: float, unit: str) -> str:
 
 
 def times(contrast: Contrast) -> str:
-    """How many times the smaller of two figures the larger is: 1.3×."""
+    """How many times the smaller of two figures the larger is: 1.3x."""
     ratio = contrast.ratio or 0.0
     ratio = 1 / ratio if 0 < ratio < 1 else ratio
-    return f"{ratio:,.0f}×" if ratio >= 10 else f"{ratio:.2f}×" if ratio < 2 else f"{ratio:.1f}×"
+    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.2f}x" if ratio < 2 else f"{ratio:.1f}x"
 
 
 def place(cell: Cell) -> str:
@@ -48,9 +48,7 @@ def counted(count: int, what: str) -> str:
 def verdict(found: Comparison) -> Verdict:
     """Which is faster at what, which is smaller, and do they agree."""
     names = names_of(found)
-    return Verdict(
-        " ".join(_speed(found.cells, names)), " ".join(_size(found.figures, names)), _answers(found, names)
-    )
+    return Verdict(" ".join(_speed(found.cells, names)), " ".join(_size(found.figures, names)), _answers(found, names))
 
 
 def names_of(found: Comparison) -> tuple[str, str]:
@@ -90,7 +88,7 @@ def _speed(cells: Sequence[Cell], names: tuple[str, str]) -> list[str]:
             f"Of {len(cells)} combinations of rows and connections the throughput is clearly higher of "
             f"{' and of '.join(found)}."
             if found
-            else f"In none of {len(cells)} combinations of rows and connections is the throughput of either clearly higher."
+            else f"In none of {len(cells)} combinations of rows and connections does one clearly have more throughput."
         )
     return said
 
@@ -154,15 +152,15 @@ def warnings(found: Comparison) -> list[str]:
     limited = [place(cell) for cell in found.cells if cell.generator_cpu >= BUSY]
     if limited:
         said.append(
-            f"With {', '.join(limited)} the load generator had its whole core and was itself the limit: the server can do "
-            "more, and the models may differ more than is seen."
+            f"With {', '.join(limited)} the load generator had its whole core and was itself the limit: the server can "
+            "do more, and the models may differ more than is seen."
         )
     rounds = found.settings.rounds
     few = [place(cell) for cell in found.cells if min(cell.answers) < FEW_ANSWERS * rounds]
     if few:
         said.append(
-            f"With {', '.join(few)} a round has fewer than {FEW_ANSWERS} answers, of which a p99 is little more than the "
-            "slowest; a larger --seconds helps."
+            f"With {', '.join(few)} a round has fewer than {FEW_ANSWERS} answers, of which a p99 is little more than "
+            "the slowest; a larger --seconds helps."
         )
     for cell in found.cells:
         for model, errors in zip(found.models, cell.errors, strict=True):
@@ -254,5 +252,5 @@ def ranged(spread: Spread, unit: str) -> str:
         return shown
     (value, _, kind), *ends = (each.partition(" ") for each in (shown, low, high))
     if all(end[2] == kind for end in ends):
-        return f"{value} ({ends[0][0]}–{ends[1][0]}) {kind}".strip()
-    return f"{shown} ({low}–{high})"
+        return f"{value} ({ends[0][0]}-{ends[1][0]}) {kind}".strip()
+    return f"{shown} ({low}-{high})"

@@ -13,13 +13,21 @@ from gateway.comparing.conclusions import Row, groups_of, names_of
 from gateway.comparing.document import Comparison, Model
 
 _STATIC = Path(__file__).parents[1] / "static"
-_CHARTS = (
-    ("latency", "Latency", "Milliseconds to an answer by rows of a request, one connection after another: medians over the "
-     "rounds, the middle half of the rounds shaded; p99 dashed."),
-    ("throughput", "Throughput", "Rows a second by rows of a request; the middle half of the rounds shaded."),
-    ("memory", "Memory", "What only the model's process has, in MB."),
-    ("distribution", "All answers", "How often which latency was seen with the smallest requests, over all rounds."),
-)  # fmt: skip
+_CHARTS = {
+    "latency": ("Latency", "Milliseconds to an answer: medians over the rounds, their middle half shaded; p99 dashed."),
+    "throughput": ("Throughput", "Rows a second by rows of a request; the middle half of the rounds shaded."),
+    "memory": ("Memory", "What only the model's process has, in MB."),
+    "distribution": ("All answers", "How often which latency was seen with the smallest requests, over all rounds."),
+}
+_NOISE = (
+    "One model is ahead in so few rounds that chance explains it (sign test over the paired rounds, p above 5 %), or "
+    "the middle halves of both models' rounds overlap."
+)
+_MEMORY = (
+    "Private memory of the model's process, as the kernel measures it; the framework, which all models share, is not "
+    "in it. Its peak is the most that was seen at looks twice a second."
+)
+_LOAD = "From the fork of the model's process to its being ready; the framework is imported before."
 
 
 @cache
@@ -43,7 +51,7 @@ def page(found: Comparison) -> str:
             f"<title>{escape(a)} and {escape(b)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>",
             _head(found),
             _verdict(found),
-            *(_chart(*each) for each in _CHARTS),
+            *(_chart(name, *words) for name, words in _CHARTS.items()),
             _table(found),
             _how(found),
             "</main>",
@@ -81,14 +89,17 @@ def _verdict(found: Comparison) -> str:
     parts = (("Speed", found.verdict.speed), ("Size", found.verdict.size), ("Answers", found.verdict.answers))
     said = "".join(f"<dt>{what}</dt><dd>{escape(text)}</dd>" for what, text in parts if text)
     notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in found.warnings)
-    return f'<section class="verdict"><dl>{said}</dl></section>' + (f'<ul class="warnings">{notes}</ul>' if notes else "")
+    return f'<section class="verdict"><dl>{said}</dl></section>' + (
+        f'<ul class="warnings">{notes}</ul>' if notes else ""
+    )
 
 
 def _chart(name: str, title: str, caption: str) -> str:
     """Where the script draws; the figures stand in the table below."""
     return (
-        f'<figure id="{name}" hidden><h2>{title}</h2><div class="chart" role="img" aria-label="{title}; the figures are in '
-        f'the table below"></div><figcaption>{caption}</figcaption></figure>'
+        f'<figure id="{name}" hidden><h2>{title}</h2>'
+        f'<div class="chart" role="img" aria-label="{title}; the figures are in the table below"></div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
@@ -123,12 +134,10 @@ def _how(found: Comparison) -> str:
         ("Inputs", _pairs((pair.a, pair.b, pair.axes) for pair in found.inputs)),
         ("Outputs", _pairs((pair.a, pair.b, pair.axes) for pair in found.outputs)),
         *((f"Batching of {model.title}", model.batching) for model in found.models if model.batching),
-        ("Within noise", "One model is ahead in so few rounds that chance explains it (sign test over the paired rounds, "
-         "p above 5 %), or the middle halves of both models' rounds overlap."),
-        ("Memory", "Private memory of the model's process, as the kernel measures it; the framework, which all models "
-         "share, is not in it. Its peak is the most that was seen at looks twice a second."),
-        ("Load time", "From the fork of the model's process to its being ready; the framework is imported before."),
-    ]  # fmt: skip
+        ("Within noise", _NOISE),
+        ("Memory", _MEMORY),
+        ("Load time", _LOAD),
+    ]
     shown = "".join(f"<dt>{escape(what)}</dt><dd>{escape(text)}</dd>" for what, text in facts)
     return f"<section>\n<h2>How it was measured</h2>\n<dl>{shown}</dl>\n</section>"
 

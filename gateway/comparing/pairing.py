@@ -37,7 +37,8 @@ def paired(what: str, names: tuple[str, str], a: Sequence[TensorSpec], b: Sequen
     """
     if len(a) != len(b):
         listed = " and ".join(
-            f"{name} has {', '.join(map(described, specs)) or 'none'}" for name, specs in zip(names, (a, b), strict=True)
+            f"{name} has {', '.join(map(described, specs)) or 'none'}"
+            for name, specs in zip(names, (a, b), strict=True)
         )
         raise RequestError(f"the models cannot be compared: their {what}s differ in number: {listed}")
     theirs = {spec.name: spec for spec in b}

@@ -72,7 +72,7 @@ def sign_test(for_a: int, for_b: int) -> float:
     for number in range(min(for_a, for_b) + 1):
         tail += ways
         ways = ways * (tosses - number) // (number + 1)
-    return min(1.0, 2 * tail / 2**tosses)
+    return float(min(1.0, 2 * tail / 2**tosses))
 
 
 def contrast(a: Sequence[float], b: Sequence[float]) -> Contrast:
