@@ -14,7 +14,17 @@ from gateway.errors import RequestError
 from gateway.tensors import Array, TensorSpec
 
 LABELS = ("labels", "y")
-_BROKEN = (TypeError, ValueError, OverflowError, SyntaxError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (
+    TypeError,
+    ValueError,
+    OverflowError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 Named = dict[str, tuple[str, Array]]
 """Input → datatype and values."""
@@ -97,14 +107,17 @@ def _data(
 def _arrays(path: Path) -> dict[str, Array]:
     """What is in the file. What would have to be unpickled is refused, as numpy does by itself."""
     try:
-        with np.load(path) as archive:  # TypeError if it is a .npy
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file, np.load(file) as archive:  # TypeError if it is a .npy
+            arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
     except _BROKEN:
+        arrays = {}
+    if not arrays or not all(isinstance(each, np.ndarray) for each in arrays.values()):
         raise RequestError(
             f"{path} is no .npz file of numbers or text; numpy.savez makes one (arrays of objects are refused)"
-        ) from None
+        )
+    return arrays
 
 
 def _named(path: Path, arrays: dict[str, Array], pairs: Sequence[Pair]) -> dict[str, Array]:
