@@ -13,9 +13,9 @@ from gateway.comparing.spread import contrast, spread
 def test_the_verdict_says_who_is_faster_smaller_and_whether_they_agree() -> None:
     found = comparison().verdict
     assert found.speed == (
-        "mine_torch answers faster with 1 row and 1 connection: a median of 1.02 against 1.54 ms (1.50x). With 8 "
-        "rows and 8 connections mine_torch computes more rows a second: 65,600 against 43,733 (1.50x). Of 4 combinations "
-        "of rows and connections the throughput is clearly higher of mine_torch in 4."
+        "mine_torch answers faster with 1 row and 1 connection: a median of 1.02 against 1.54 ms (1.50x). With 8 rows "
+        "and 8 connections mine_torch computes more rows a second: 65,600 against 43,733 (1.50x). Of 4 combinations of "
+        "rows and connections the throughput is clearly higher of mine_torch in 4."
     )
     assert found.size == "mine_torch has 10.0 MB of memory to itself against 25.0 MB (2.5x)."
     assert found.answers == (
@@ -55,9 +55,10 @@ def test_text_answers_are_equal_or_not() -> None:
     ("changed", "said"),
     [
         (
-            {"settings": Settings(2, 0.5, 0.1, 0, "", 64, reloaded=False)},
+            {"settings": Settings(2, 0.5, 0.1, 0, "", 64, False, 0.0, 2)},
             "2 rounds cannot tell a difference from noise",
         ),
+        ({"settings": Settings(6, 0.5, 0.1, 0, "", 64, True, 3.0, 2)}, "a load of 3.0 on 2 CPUs"),
         (
             {"cells": [cell(1, 8, generator_cpu=0.95)]},
             "With 1 row and 8 connections the load generator had its whole core",

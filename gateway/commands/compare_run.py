@@ -34,6 +34,7 @@ def run(
 
     RequestError if they cannot be compared or the data are not for them; CallFailed if the gateway or a model fails.
     """
+    load = round(os.getloadavg()[0], 2)
     sides = _side(client, names[0]), _side(client, names[1])
     a, b = (_required(side.model.signature(None)) for side in sides)
     inputs = paired("input", names, a, b)
@@ -55,8 +56,10 @@ def run(
     found = Comparison(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         gateway=__version__,
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        settings=Settings(plan.rounds, plan.seconds, plan.warmup, seed, data.source, data.rows, plan.reload),
+        machine=f"{platform.system()} {platform.machine()}",
+        settings=Settings(
+            plan.rounds, plan.seconds, plan.warmup, seed, data.source, data.rows, plan.reload, load, os.cpu_count() or 1
+        ),
         models=(_described(sides[0]), _described(sides[1])),
         inputs=inputs,
         outputs=outputs,

@@ -10,6 +10,8 @@ from gateway.sizes import format_size
 
 BUSY = 0.9
 """A load generator that has so much of its core measures itself."""
+BUSY_MACHINE = 0.75
+"""A load of so much for each CPU leaves too little to measure with."""
 FEW_ANSWERS = 100
 """A 99th percentile of fewer answers is little more than the slowest."""
 
@@ -121,19 +123,25 @@ def _less(figure: Figure, names: tuple[str, str], words: str) -> str:
     return f"{figure.title}: {a} and {b}, {why}."
 
 
+def equal(output: OutputAgreement) -> bool:
+    """Whether there is no difference at all."""
+    return not output.unequal and not output.max_difference
+
+
 def _answers(found: Comparison, names: tuple[str, str]) -> str:
     said = []
     for output in found.agreement:
         where = f" in '{output.a}'" if len(found.agreement) > 1 else ""
+        if equal(output):
+            said.append(f"are equal in all {output.rows} rows{where}")
+            continue
         if output.same_class is not None:
             part = "all" if output.same_class == 1 else f"{output.same_class:.1%} of"
             said.append(f"name the same class in {part} {output.rows} rows{where}")
         if output.max_difference is not None:
             said.append(f"differ by at most {output.max_difference:.2g}{where}")
-        elif output.unequal:
+        if output.unequal:
             said.append(f"differ in {output.unequal} of {output.elements} elements{where}")
-        else:
-            said.append(f"are equal in all {output.rows} rows{where}")
     text = f"Their answers {' and '.join(said)}"
     if (accuracy := found.accuracy) is None:
         return f"{text}."
@@ -148,6 +156,12 @@ def warnings(found: Comparison) -> list[str]:
         said.append(
             f"{counted(found.settings.rounds, 'round')} cannot tell a difference from noise, so none is called clear; "
             f"from {FEWEST_ROUNDS} on they can."
+        )
+    settings = found.settings
+    if settings.load_before > BUSY_MACHINE * settings.cpus:
+        said.append(
+            f"Other programs kept the machine busy when this began (a load of {settings.load_before:.1f} on "
+            f"{counted(settings.cpus, 'CPU')}): the figures are worse than they could be, and the noise is larger."
         )
     limited = [place(cell) for cell in found.cells if cell.generator_cpu >= BUSY]
     if limited:
@@ -228,6 +242,8 @@ def groups_of(found: Comparison) -> list[tuple[str, list[Row]]]:
 
 def _answer_row(output: OutputAgreement) -> Row:
     title = f"'{output.a}'" if output.a == output.b else f"'{output.a}', '{output.b}'"
+    if equal(output):
+        return Row(title, f"equal in all {output.rows} rows", "")
     if output.max_difference is None:
         return Row(title, f"{output.unequal} of {output.elements} unequal", "")
     apart = f"differ by {output.max_difference:.2g} at most, {output.mean_difference:.2g} on average"

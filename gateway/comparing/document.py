@@ -69,6 +69,9 @@ class Settings(msgspec.Struct, frozen=True):
     rows_of_data: int
     reloaded: bool
     """Whether every round began with loading both models anew."""
+    load_before: float
+    """How many processes wanted a CPU of this machine in the minute before."""
+    cpus: int
 
 
 class Verdict(msgspec.Struct, frozen=True):

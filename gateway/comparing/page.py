@@ -128,7 +128,7 @@ def _how(found: Comparison) -> str:
     settings = found.settings
     loaded = ", each begun by loading both models anew" if settings.reloaded else ""
     facts = [
-        ("When, where", f"{found.created}, {found.machine}, gateway {found.gateway}"),
+        ("When, where", f"{found.created}, {found.machine}, {settings.cpus} CPUs, gateway {found.gateway}"),
         ("Rounds", f"{settings.rounds}{loaded}; {settings.seconds:g} s for each model, rows and connections"),
         ("Requests", f"binary tensors, {settings.rows_of_data} rows of data ({settings.data})"),
         ("Inputs", _pairs((pair.a, pair.b, pair.axes) for pair in found.inputs)),
