@@ -56,6 +56,7 @@ def page(found: Comparison) -> str:
             _how(found),
             "</main>",
             f'<script type="application/json" id="comparison">{_embedded(found)}</script>',
+            f"<!-- The charts are drawn by uPlot.\n\n{_static('uplot/LICENSE')}-->",
             *(f"<script>{script}</script>" for script in scripts),
             "</body>\n</html>\n",
         ]
