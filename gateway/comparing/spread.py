@@ -37,7 +37,7 @@ class Contrast(msgspec.Struct, frozen=True):
     a: Spread
     b: Spread
     ratio: float | None
-    """The median over the rounds of b / a; None where an a is 0."""
+    """Of the medians, b / a; None if a's is 0."""
     p: float
     """How often chance alone puts one model ahead in so many rounds (two-sided sign test)."""
     clear: bool
@@ -81,13 +81,16 @@ def contrast(a: Sequence[float], b: Sequence[float]) -> Contrast:
     larger = sum(x > y for x, y in zip(a, b, strict=True))
     p, one, other = sign_test(smaller, larger), spread(a), spread(b)
     apart = one.high < other.low or other.high < one.low
-    ratio = rounded(float(np.median(np.divide(b, a)))) if all(a) else None
-    return Contrast(one, other, ratio, rounded(p), clear=apart and p <= RARELY)
+    return Contrast(one, other, _ratio(one.median, other.median), rounded(p), clear=apart and p <= RARELY)
 
 
 def exactly(a: float, b: float) -> Contrast:
     """Two figures that are known and do not vary."""
-    return Contrast(spread([a]), spread([b]), rounded(b / a) if a else None, 1.0, clear=a != b, exact=True)
+    return Contrast(spread([a]), spread([b]), _ratio(a, b), 1.0, clear=a != b, exact=True)
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return rounded(b / a) if a else None
 
 
 def ahead(contrast: Contrast, better: Literal["less", "more"]) -> Literal["a", "b", ""]:
