@@ -81,16 +81,15 @@ def _speed(cells: Sequence[Cell], names: tuple[str, str]) -> list[str]:
             f"With {place(last)} {names[winner == 'b']} computes more rows a second: {rows[0]} against {rows[1]} "
             f"({times(rate)})."
         )
-    else:
-        said.append(f"With {place(last)} neither clearly has more throughput.")
-    if len(cells) > 2:
-        wins = [ahead(cell.requests_per_second, "more") for cell in cells]
-        found = [f"{name} in {wins.count(side)}" for name, side in zip(names, "ab", strict=True) if side in wins]
+    wins = [ahead(cell.requests_per_second, "more") for cell in cells]
+    counts = [f"{name} in {wins.count(side)}" for name, side in zip(names, "ab", strict=True) if side in wins]
+    if not counts:
+        where = f"In none of {len(cells)} combinations of rows and connections" if len(cells) > 1 else "Nor"
+        said.append(f"{where} does either clearly have more throughput.")
+    elif len(cells) > 1:
         said.append(
             f"Of {len(cells)} combinations of rows and connections the throughput is clearly higher of "
-            f"{' and of '.join(found)}."
-            if found
-            else f"In none of {len(cells)} combinations of rows and connections does one clearly have more throughput."
+            f"{' and of '.join(counts)}."
         )
     return said
 

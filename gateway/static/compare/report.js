@@ -54,7 +54,7 @@
         bands.push({ series: [series.length - 2, series.length - 1], fill: colour(`--wash-${side}`) });
         if (extra && nth === 0) {
           data.push(rows.map((row) => extra(cellOf(row, count), row, side).median));
-          series.push({ label: `${names[model]} p99`, stroke, width: 1.5, dash: [4, 4], points: { show: false }, value: (_, y) => short(y) });
+          series.push({ label: `${label}, p99`, stroke, width: 1.5, dash: [4, 4], points: { show: false }, value: (_, y) => short(y) });
         }
       });
     });
