@@ -84,8 +84,12 @@ def _speed(cells: Sequence[Cell], names: tuple[str, str]) -> list[str]:
     wins = [ahead(cell.requests_per_second, "more") for cell in cells]
     counts = [f"{name} in {wins.count(side)}" for name, side in zip(names, "ab", strict=True) if side in wins]
     if not counts:
-        where = f"In none of {len(cells)} combinations of rows and connections" if len(cells) > 1 else "Nor"
-        said.append(f"{where} does either clearly have more throughput.")
+        more = "clearly more throughput"
+        said.append(
+            f"In none of {len(cells)} combinations of rows and connections has either {more}."
+            if len(cells) > 1
+            else f"Neither has {more}."
+        )
     elif len(cells) > 1:
         said.append(
             f"Of {len(cells)} combinations of rows and connections the throughput is clearly higher of "
