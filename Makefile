@@ -17,7 +17,7 @@ FIND_PYTHON = \
 	fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test lint bench bars soak load load-ui dashboards python
+.PHONY: help setup clients serve test lint bench bars soak load load-ui dashboards compare python
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,6 +59,9 @@ dashboards: setup ## Write Grafana's dashboards (deploy/grafana/dashboards) and 
 	.venv/bin/python deploy/grafana/dashboards.py
 	@! command -v promtool >/dev/null || promtool check config deploy/prometheus/prometheus.yml
 	@! command -v promtool >/dev/null || promtool test rules deploy/prometheus/tests/*.yml
+
+compare: setup ## PyTorch or TensorFlow? The digit models side by side, report in compare-report/
+	.venv/bin/python loadtests/compare.py $(ARGS)
 
 # The Python that `make setup` takes.
 python:

@@ -9,6 +9,7 @@ import typer
 
 from gateway import __version__
 from gateway.commands.bench import bench
+from gateway.commands.compare import compare
 from gateway.commands.importing import import_models
 from gateway.commands.infer import infer
 from gateway.commands.keys import keys
@@ -31,7 +32,7 @@ app.command(rich_help_panel=_SERVER)(serve)
 app.command(rich_help_panel=_SERVER)(validate)
 app.command("import", rich_help_panel=_SERVER)(import_models)
 app.add_typer(keys, name="keys", rich_help_panel=_SERVER)
-for command in (ls, show, infer, load, unload, bench, profile):
+for command in (ls, show, infer, load, unload, bench, compare, profile):
     app.command(rich_help_panel=_CLIENT)(command)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -43,6 +44,7 @@ gateway {__version__} serves PyTorch and TensorFlow models behind one REST API.
   gateway show MODEL                 says what a model takes, with a call to try
   gateway infer MODEL --random       calls it
   gateway bench MODEL                measures it
+  gateway compare A B                measures two side by side
 
 gateway --help lists all commands, gateway COMMAND --help says more of one;
 gateway --install-completion has the shell complete them, and the names of models."""

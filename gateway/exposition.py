@@ -193,7 +193,8 @@ class GatewayCollector(Collector):
     def _memory_of_instances(self) -> Iterable[Metric]:
         memory = GaugeMetricFamily(
             "gateway_instance_memory_bytes",
-            "Measured memory of an instance: private to it, with its share of what is shared (pss), on its GPU (gpu).",
+            "Measured memory of an instance: private to it, the most of that which was seen (peak), with its share of "
+            "what is shared (pss), on its GPU (gpu).",
             labels=[*_VERSION, "instance", "device", "kind", "source"],
         )
         for version, labels in self._versions:
@@ -202,6 +203,7 @@ class GatewayCollector(Collector):
                     continue  # it ended just now
                 mine = [*labels, str(instance.index), instance.device.name]
                 memory.add_metric([*mine, "private", "kernel"], footprint.private)
+                memory.add_metric([*mine, "peak", "sampled"], self._account.saw(instance, footprint.private))
                 memory.add_metric([*mine, "pss", "kernel"], footprint.pss)
                 if footprint.gpu_source:
                     memory.add_metric([*mine, "gpu", footprint.gpu_source], footprint.gpu)

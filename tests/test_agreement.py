@@ -2,74 +2,77 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from hypothesis.extra.numpy import arrays
 
-from gateway.http.agreement import Agreement, Outputs, compare, counterparts
-from gateway.ipc.framing import TensorHeader
-from gateway.tensors import DATATYPES, pack_bytes
+from gateway.comparing.agreement import accuracy, agreement, classes
+from gateway.comparing.pairing import Pair
+from gateway.errors import RequestError
 
-
-def output(array: np.ndarray, name: str = "y") -> Outputs:
-    raw = array.tobytes()
-    return [(TensorHeader(name, DATATYPES[array.dtype], array.shape, len(raw)), raw)]
+SAME = Pair("y", "y", "name")
+scores = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(2, 4)), elements=st.floats(-9, 9, width=32))
 
 
-def scores(*rows: list[float]) -> Outputs:
-    return output(np.array(rows, np.float32))
+@given(scores)
+def test_a_model_agrees_with_itself(values: np.ndarray) -> None:
+    found = agreement(SAME, "FP32", values, values)
+    assert (found.unequal, found.max_difference, found.mean_difference, found.same_class) == (0, 0, 0, 1)
+    assert (found.rows, found.elements) == (len(values), values.size)
 
 
-def test_scores_agree_within_the_tolerance() -> None:
-    assert compare(scores([0.1, 0.9]), scores([0.1005, 0.8995]), 1e-3).agrees
-    assert not compare(scores([0.1, 0.9]), scores([0.2, 0.8]), 1e-3).agrees
+@given(scores, st.floats(0.001, 5))
+def test_a_constant_difference_is_found_and_changes_no_class(values: np.ndarray, more: float) -> None:
+    other = values.astype(np.float64) + more
+    found = agreement(SAME, "FP32", values, other)
+    assert found.max_difference == pytest.approx(more, abs=1e-5)
+    assert found.mean_difference == pytest.approx(more, abs=1e-5)
+    assert found == agreement(SAME, "FP64", other, values)
 
 
-def test_the_highest_class_is_compared_row_by_row() -> None:
-    found = compare(scores([0.1, 0.9], [0.6, 0.4]), scores([0.4, 0.6], [0.4, 0.6]), 1e-3)
-    assert (found.same, found.other) == (1, 1)
-    assert found.difference == pytest.approx(0.3)
+def test_other_classes_and_what_is_no_number_are_counted() -> None:
+    a = np.array([[1, 2], [4, 3], [np.nan, 0]], np.float32)
+    b = np.array([[1, 2], [3, 4], [np.inf, 0]], np.float32)
+    found = agreement(SAME, "FP32", a, b)
+    assert (found.max_difference, found.unequal) == (1.0, 1)
+    assert found.same_class == pytest.approx(2 / 3, abs=1e-5)
 
 
-def test_datatypes_of_scores_may_differ_and_those_of_whole_numbers_may_not() -> None:
-    one = np.array([[1.0, 2.0]], np.float32)
-    assert compare(output(one), output(one.astype(np.float64)), 0.0).agrees
-    assert not compare(output(one), output(one.astype(np.int64)), 0.1).agrees
-    whole = np.array([1, 2])
-    assert compare(output(whole), output(whole.copy()), 0.0) == Agreement(agrees=True)
-    assert not compare(output(whole), output(whole + 1), 1.0).agrees
+def test_text_is_equal_or_not() -> None:
+    a, b = np.array([b"de", b"en"], object), np.array([b"de", b"fr"], object)
+    found = agreement(SAME, "BYTES", a, b)
+    assert (found.unequal, found.elements, found.max_difference, found.same_class) == (1, 2, None, None)
 
 
-def test_other_shapes_do_not_agree() -> None:
-    assert compare(scores([1.0, 2.0]), scores([1.0], [2.0]), 1.0) == Agreement(agrees=False)
+def test_integers_are_subtracted_and_counted() -> None:
+    found = agreement(SAME, "INT64", np.array([1, 2, 3]), np.array([1, 2, 9]))
+    assert (found.unequal, found.max_difference, found.mean_difference, found.same_class) == (1, 6, 2, None)
 
 
-def test_strings_agree_if_they_are_equal() -> None:
-    raws = [pack_bytes([b"cat"]), pack_bytes([b"dog"])]
-    cat, dog = ([(TensorHeader("y", "BYTES", (1,), len(raw)), raw)] for raw in raws)
-    assert compare(cat, cat, 0.0).agrees
-    assert not compare(cat, dog, 0.0).agrees
+def test_channels_elsewhere_are_put_in_place_first() -> None:
+    a = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+    axes = [0, 2, 3, 1]
+    assert agreement(Pair("y", "z", "order", axes), "FP32", a, a.transpose(axes)).max_difference == 0
+    with pytest.raises(RequestError, match=r"has shape \[1, 2, 3, 4\], 'y' \[1, 3, 4, 2\]"):
+        agreement(SAME, "FP32", a, a.transpose(axes))
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_side=0), elements=st.floats(width=32)))
-def test_whatever_numbers_they_are_they_agree_with_themselves(array: np.ndarray) -> None:
-    found = compare(output(array), output(array), 0.0)
-    assert found.agrees
-    assert found.other == 0
-    assert not found.difference
+def test_accuracy_is_by_the_highest_score() -> None:
+    labels = np.array([0, 1, 1, 0])
+    a = np.eye(2, dtype=np.float32)[[0, 1, 1, 1]]
+    b = np.eye(2, dtype=np.float32)[[0, 0, 1, 0]]
+    found = accuracy([("y", a, b)], labels)
+    assert (found.a, found.b, found.only_a, found.only_b, found.rows, found.p) == (0.75, 0.75, 1, 1, 4, 1.0)
 
 
-def test_what_is_no_number_is_infinitely_far_from_one() -> None:
-    found = compare(scores([float("nan"), 1.0]), scores([0.0, 1.0]), 1e-3)
-    assert (found.agrees, found.difference) == (False, float("inf"))
+def test_accuracy_is_by_equality_where_the_output_is_a_class() -> None:
+    text = np.array([b"de", b"en"], object)
+    assert accuracy([("y", text, text)], np.array(["de", "fr"])).a == 0.5
+    numbers = np.array([[3], [4]])
+    assert accuracy([("y", numbers, numbers)], np.array([3.0, 4.0])).b == 1.0
 
 
-def test_names_are_kept_where_both_know_them() -> None:
-    assert counterparts(["b"], ["a", "b"], ["b", "c", "a"]) == ["b"]
-
-
-def test_other_names_are_found_by_their_place() -> None:
-    assert counterparts(["y", "x"], ["x", "y"], ["first", "second"]) == ["second", "first"]
-
-
-def test_nothing_stands_for_a_name_where_there_are_more_or_fewer() -> None:
-    assert counterparts(["x"], ["x", "y"], ["one"]) is None
-    assert counterparts(["z"], ["x"], ["one"]) is None
+def test_labels_that_no_output_answers_are_refused() -> None:
+    vector = np.zeros(3, np.float32)
+    assert classes(vector) is None
+    for labels in (np.array([1, 2, 3]), np.array(["a", "b", "c"])):
+        with pytest.raises(RequestError, match="labels are of no use"):
+            accuracy([("y", vector, vector)], labels)

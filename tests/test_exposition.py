@@ -54,6 +54,7 @@ def scrape(*counted: VersionCounters) -> dict[str, Metric]:
         account = Account({"cpu": 1000, "cuda:0": 9000}, {version: {"cpu": 300, "cuda:0": 5000}})
         account.evictions[version.key] = 3
         account.reclaimed["cpu"] = 77
+        account.saw(cpu, 150)
         collector = GatewayCollector(
             counted, [version], memory, account, {(version.title, "signal 9"): 2}, {"cuda:0": DeviceMemory(9, 5, 4)}
         )
@@ -86,6 +87,11 @@ def test_a_scrape_can_be_read_back() -> None:
     for kind, size in (("private", 100), ("pss", 300)):
         labels = {"instance": "0", "device": "cpu", "kind": kind, "source": "kernel"}
         assert value(families, "gateway_instance_memory_bytes", **labels) == size
+    peaks = {}
+    for instance, device in (("0", "cpu"), ("1", "cuda:0")):
+        labels = {"instance": instance, "device": device, "kind": "peak", "source": "sampled"}
+        peaks[instance] = value(families, "gateway_instance_memory_bytes", **labels)
+    assert peaks == {"0": 150, "1": 200}  # seen before, seen now
     labels = {"instance": "1", "device": "cuda:0", "kind": "gpu", "source": "nvml"}
     assert value(families, "gateway_instance_memory_bytes", **labels) == 5000
     assert value(families, "gateway_evictions_total") == 3

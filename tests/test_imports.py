@@ -55,6 +55,11 @@ LAYERS = """
     gateway.workers gateway.startup
     gateway.supervisor gateway.verdicts
     gateway.validation
+    gateway.comparing gateway.comparing.spread gateway.comparing.pairing gateway.comparing.schedule
+    gateway.comparing.agreement
+    gateway.comparing.document
+    gateway.comparing.conclusions
+    gateway.comparing.page
     gateway.commands.*
     gateway.cli
     gateway.__main__
@@ -70,7 +75,7 @@ PURE = {
     "gateway.instance.queue",
     "gateway.instance.batching",
     "gateway.instance.classes",
-    "gateway.http.agreement",
+    "gateway.http.shadow_answers",
     "gateway.http.wishes",
     "gateway.http.retry",
     "gateway.instance.syscalls",
@@ -100,6 +105,13 @@ PURE = {
     "gateway.http.torchserve_inputs",
     "gateway.lifecycle.wanted",
     "gateway.verdicts",
+    "gateway.comparing.spread",
+    "gateway.comparing.pairing",
+    "gateway.comparing.schedule",
+    "gateway.comparing.agreement",
+    "gateway.comparing.document",
+    "gateway.comparing.conclusions",
+    "gateway.comparing.page",
 }
 INPUT_OUTPUT = {"asyncio", "socket", "select", "subprocess", "uvicorn", "fastapi", "threading", "signal"}
 

@@ -144,6 +144,16 @@ async def test_a_model_that_grows_over_the_budget_makes_others_go() -> None:
         assert stage.states() == {"a/1": "READY", "b/1": "COLD", "c/1": "READY"}
 
 
+async def test_the_most_memory_that_an_instance_was_seen_with_is_remembered() -> None:
+    async with staged(artifact("a"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        for grown in (7, 2):
+            stage.node.grown = {"a": grown}
+            await stage.look_at_memory()
+        assert list(stage.residency.account.peaks.values()) == [17]
+
+
 async def test_an_instance_over_its_memory_limit_is_ended_alone_and_its_requests_are_told() -> None:
     async with staged(artifact("a", memory_limit=15), artifact("b")) as stage:
         of_ten_bytes(stage)

@@ -66,7 +66,7 @@ def bench(
 
     Example: `gateway bench digits_torch --connections 1,32 --seconds 10`
     """
-    steps = _parsed(connections)
+    steps = numbers("--connections", connections, MOST_CONNECTIONS)
     from gateway.commands.model import describe  # noqa: PLC0415 - with numpy, which --help does without
 
     with Client(url, key, ca_cert, insecure=insecure, timeout=timeout) as client:
@@ -75,8 +75,8 @@ def bench(
         ask(client, found, version, arrays, [], signature)  # an error is one line here, and not a thousand
         if binary is None:
             binary = sum(array.nbytes for _, array in arrays.values()) >= _BINARY_FROM
-        shot = _request(client, model_path(model, version), arrays, signature, binary=binary)
-        bar = _Bar(len(steps) * (seconds + warmup))
+        shot = prebuilt(client, model_path(model, version), arrays, signature, binary=binary)
+        bar = Bar(len(steps) * (seconds + warmup))
         with bar:
             results = [_measured(client, found, shot, step, seconds, warmup, bar) for step in steps]
     rows = next((array.shape[0] for _, array in arrays.values() if array.ndim), 1)
@@ -89,14 +89,16 @@ def bench(
     _judge(results)
 
 
-def _parsed(connections: str) -> list[int]:
-    steps = [int(step) if step.strip().isdecimal() else 0 for step in connections.split(",")]
-    if not all(1 <= step <= MOST_CONNECTIONS for step in steps):
-        raise RequestError(f"--connections takes numbers from 1 to {MOST_CONNECTIONS}, such as 1,8,32")
+def numbers(option: str, text: str, most: int) -> list[int]:
+    """What an option that takes several numbers was given; RequestError if it is something else."""
+    steps = [int(step) if step.strip().isdecimal() else 0 for step in text.split(",")]
+    if not all(1 <= step <= most for step in steps):
+        raise RequestError(f"{option} takes numbers from 1 to {most}, such as 1,8,32")
     return steps
 
 
-def _request(client: Client, path: str, arrays: Any, signature: str | None, *, binary: bool) -> bytes:
+def prebuilt(client: Client, path: str, arrays: Any, signature: str | None, *, binary: bool) -> bytes:
+    """An inference request as it goes over the wire."""
     from gateway.commands import load_generator, wire  # noqa: PLC0415 - as above
 
     parts = urlsplit(client.url)
@@ -105,7 +107,7 @@ def _request(client: Client, path: str, arrays: Any, signature: str | None, *, b
     return load_generator.request("POST", f"{parts.path}{path}/infer", body, *lines, host=parts.netloc)
 
 
-class _Bar:
+class Bar:
     """Progress on a terminal: seconds done of all."""
 
     def __init__(self, total: float) -> None:
@@ -131,7 +133,7 @@ class _Bar:
 
 
 def _measured(
-    client: Client, model: "Model", shot: bytes, connections: int, seconds: float, warmup: float, bar: _Bar
+    client: Client, model: "Model", shot: bytes, connections: int, seconds: float, warmup: float, bar: Bar
 ) -> dict[str, Any]:
     """The figures of one number of connections."""
     import uvloop  # noqa: PLC0415 - as above
@@ -166,7 +168,7 @@ def _measured(
     } | _between(before, _statistics(client, model))
 
 
-async def _run(load: "ClosedLoop", seconds: float, bar: _Bar) -> "Tally":
+async def _run(load: "ClosedLoop", seconds: float, bar: Bar) -> "Tally":
     """What was answered within so many seconds, and what failed then or after."""
     import asyncio  # noqa: PLC0415 - as above
 

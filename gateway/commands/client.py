@@ -26,7 +26,7 @@ _HARMLESS = re.compile(r"[\w.@+-]+")
 """Names that no shell can take for more than a name."""
 
 
-def _complete_models(ctx: typer.Context, incomplete: str) -> list[str]:
+def complete_models(ctx: typer.Context, incomplete: str) -> list[str]:
     """The names of the models of the running gateway, for the shell."""
     given = ctx.params
     try:
@@ -42,7 +42,7 @@ def _complete_models(ctx: typer.Context, incomplete: str) -> list[str]:
         return []
 
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=_complete_models)]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=complete_models)]
 VersionName = Annotated[str | None, typer.Option("--version", help="Version or label.  [default: the one that serves]")]
 SignatureName = Annotated[str | None, typer.Option("--signature", help="Signature, where the model has several.")]
 _PANEL = "The server"

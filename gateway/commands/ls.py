@@ -102,7 +102,7 @@ def figures(client: Client) -> dict[tuple[str, str], tuple[dict[str, int], int]]
                 memory, requests = found.setdefault(version, ({}, 0))
                 if family.name == "gateway_requests":
                     found[version] = memory, requests + int(sample.value)
-                elif (kind := labels["kind"]) != "pss":
+                elif (kind := labels["kind"]) in ("private", "gpu"):
                     memory[kind] = memory.get(kind, 0) + int(sample.value)
     except (ValueError, KeyError):
         raise CallFailed(f"the metrics of {client.url} are not those of a gateway", 200) from None

@@ -169,7 +169,7 @@ async def model_document(state: State, model: str, version: str | None = None) -
 async def repository_index(request: Request, state: State) -> Response:
     """Every model version with its state and, if it failed, the reason; `{"ready": true}` leaves only ready ones.
 
-    With `{"parameters": {"details": true}}` also its platform, framework, labels, devices and largest batch.
+    With `{"parameters": {"details": true}}` also its platform, framework, labels, devices, largest batch, file size.
     """
     wanted = decoded(await small_body(request), _IndexRequest)
     details = wanted.parameters.get("details") is True

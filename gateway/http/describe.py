@@ -164,4 +164,5 @@ def _details(route: VersionRoute) -> dict[str, Any]:
         "labels": route.labels,
         "devices": [instance.device for instance in route.instances],
         "max_batch_size": route.ready.batching.max_batch_size if route.ready else None,
+        "artifact_bytes": route.artifact_bytes,
     }

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from gateway.errors import GatewayError
-from gateway.http.agreement import Agreement, Outputs, compare, counterparts
+from gateway.http.shadow_answers import Agreement, Outputs, compare, counterparts
 from gateway.http.state import WorkerState
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import OFFSET, RequestHeader, TensorHeader

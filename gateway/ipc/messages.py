@@ -184,6 +184,8 @@ class VersionRoute(msgspec.Struct, frozen=True):
     """Requests that name no version are meant for this one, by somebody's word."""
     wanted: int = 0
     """How many instances it has when all of them run."""
+    artifact_bytes: int = 0
+    """Of all files in the version's directory."""
 
 
 class Routes(Message):

@@ -59,6 +59,13 @@ class Account:
     evictions: Counter[Key] = field(default_factory=Counter)
     reclaimed: Counter[str] = field(default_factory=Counter)
     """Bytes by device that evictions gave back."""
+    peaks: WeakKeyDictionary[Instance, int] = field(default_factory=WeakKeyDictionary)
+    """The most private memory, in bytes, that an instance was seen with."""
+
+    def saw(self, instance: Instance, private: int) -> int:
+        """An instance has so much private memory now; the most that it was seen with."""
+        self.peaks[instance] = most = max(private, self.peaks.get(instance, 0))
+        return most
 
 
 class Residency:
@@ -189,6 +196,7 @@ class Residency:
         for instance, footprint in footprints.items():
             self._baselines[instance] = footprint.private, footprint.anonymous
             self._born.setdefault(instance, footprint.anonymous)
+            self.account.saw(instance, footprint.private)
             holds["cpu"] += footprint.private
             if instance.device.name != "cpu":
                 holds[instance.device.name] += footprint.gpu
@@ -226,6 +234,7 @@ class Residency:
                 self.account.held[version] = {**self.account.held.get(version, {}), "cpu": sum(private.values())}
             limit = version.artifact.config.memory_limit_bytes
             for instance, size in private.items():
+                self.account.saw(instance, size)
                 if limit and size > limit:
                     self._end(instance, f"the model took more than its memory_limit of {format_size(limit)}")
 

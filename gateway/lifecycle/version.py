@@ -87,4 +87,5 @@ class Version:
             file=artifact.path.name if artifact.path != artifact.directory else "",
             default=default,
             wanted=len(self.devices),
+            artifact_bytes=artifact.contents.size,
         )
