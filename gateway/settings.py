@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     """A version's files must have been left alone for so long before they are loaded."""
     state_directory: Path = Field(default_factory=_state_directory)
     """Where measured footprints are kept across restarts."""
+    compare_report: Path = Path("compare-report")
+    """Where `gateway compare` has written the report that the console shows."""
     keys_file: Path | None = None
     """API keys; None: nobody needs one, and what changes the server is for this machine only."""
     tls_cert: Path | None = None

@@ -55,6 +55,7 @@ class Supervisor:
             drain_timeout=settings.drain_timeout,
             server_name=settings.server_name,
             cors_origins=settings.cors_origins,
+            compare_report=str(settings.compare_report.absolute()),
             tls_cert=str(settings.tls_cert or ""),
             tls_key=str(settings.tls_key or ""),
             access_log=settings.access_log,

@@ -396,6 +396,20 @@ def helpers() -> Helpers:
     return Helpers()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright; not for longer than a module, for its event loop would be in others' way."""
+    chromium = installed("chromium")
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - few tests want it
+
+    # Chromium's own sandbox does not start as root, which tests in containers mostly are.
+    quiet = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-sync", *quiet])
+        yield started
+        started.close()
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with every test model, made by the frameworks in processes of their own."""

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from comparisons import comparison
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-CHROMIUM = shutil.which("chromium")
-QUIET = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+from gateway.comparing.page import page as report_page
+
 ARTIFACTS = os.environ.get("GATEWAY_TEST_ARTIFACTS")
 """A directory where the pictures are kept."""
 SECONDS = 20_000  # ms that anything may take to appear
@@ -21,26 +22,20 @@ expect.set_options(timeout=SECONDS)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        reason = "Chromium is not installed; on Debian: apt-get install chromium"
-        (pytest.fail if os.environ.get("GATEWAY_TESTS_REQUIRE_ALL") else pytest.skip)(reason)
-    with sync_playwright() as playwright:
-        # Chromium's own sandbox does not start as root, which tests in containers mostly are.
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *QUIET])
-        yield started
-        started.close()
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server expects a report of `gateway compare`."""
+    return tmp_path_factory.mktemp("report")
 
 
 @pytest.fixture(scope="module")
-def server(start_gateway: Any) -> Iterator[Any]:
+def server(start_gateway: Any, folder: Path) -> Iterator[Any]:
     def two_versions(store: Path) -> None:
         shutil.copytree(store / "mlp" / "3", store / "mlp" / "4")
         with (store / "mlp" / "model.yaml").open("a") as file:
             file.write("version_policy: {latest: 2}\n")
 
     models = ["digits_torch", "digits_tensorflow", "text_tensorflow", "mlp", "images_torch", "no_archive"]
-    with start_gateway(models, prepare=two_versions) as gateway:
+    with start_gateway(models, "--compare-report", str(folder), prepare=two_versions) as gateway:
         yield gateway
 
 
@@ -224,3 +219,49 @@ def test_it_is_used_by_keyboard_in_the_dark_on_a_phone(visit: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 16, 18)"
     visitor.picture("console-phone")
+
+
+def test_the_report_of_a_comparison_is_shown_with_its_charts(visit: Any, folder: Path) -> None:
+    expect(visit().page.locator("#compare-report")).to_contain_text("gateway compare MODEL_A MODEL_B")
+    (folder / "report.html").write_text(report_page(comparison()))
+    visitor = visit()
+    report = visitor.page.frame_locator("#compare-report iframe")
+    expect(report.locator("h1")).to_contain_text("or")
+    expect(report.locator("#latency canvas")).to_be_visible()
+    expect(report.locator("#throughput canvas")).to_be_visible()
+
+
+def test_a_report_that_is_none_is_shown_without_power(browser: Browser, server: Any, folder: Path) -> None:
+    """Its scripts are not the gateway's, so they do not run; the frame could not reach the page's key anyway."""
+    (folder / "report.html").write_text("<h1>Hello</h1><script>parent.document.title = 'mine'</script>")
+    context = browser.new_context()
+    visitor = Visitor(context, server.url)
+    expect(visitor.page.frame_locator("#compare-report iframe").locator("h1")).to_have_text("Hello")
+    assert visitor.page.title() == "Model serving gateway"
+    context.close()
+    (folder / "report.html").unlink()
+    assert any("Content Security Policy" in each for each in visitor.wrong)
+
+
+def test_with_keys_the_page_asks_for_one(
+    browser: Browser, start_gateway: Any, helpers: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    viewer = helpers.keys(keys, "add", "viewer", "--scope", "metrics", "--scope", "infer").split()[-1]
+    with start_gateway(["mlp"], "--keys-file", str(keys)) as gateway:
+        context = browser.new_context()
+        visitor = Visitor(context, gateway.url)
+        page = visitor.page
+        expect(page.locator("#connection")).to_contain_text("an API key is needed")
+        page.get_by_label("Key", exact=True).fill(viewer)
+        page.get_by_role("button", name="Use").click()
+        expect(visitor.row("mlp/3")).to_contain_text("READY")
+        page.get_by_role("button", name="Unload mlp").click()
+        expect(page.locator("#models-note")).to_contain_text("this API key has not the scope 'admin'")
+        expect(visitor.row("mlp/3")).to_contain_text("READY")
+        assert viewer not in page.url
+        # Who looks does not keep the gateway from ending.
+        assert gateway.stop() == 0
+        expect(page.locator("#connection")).to_contain_text("no connection")
+        context.close()
+        assert [each for each in visitor.wrong if "Failed to load resource" not in each and "ERR_" not in each] == []

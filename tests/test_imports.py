@@ -48,6 +48,11 @@ LAYERS = """
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency
     gateway.lifecycle.loader gateway.lifecycle.manager
     gateway.byhand gateway.profiling gateway.exposition gateway.overview gateway.routing
+    gateway.comparing gateway.comparing.spread gateway.comparing.pairing gateway.comparing.schedule
+    gateway.comparing.agreement
+    gateway.comparing.document
+    gateway.comparing.conclusions
+    gateway.comparing.page
     gateway.http.wishes gateway.http.condemned gateway.http.retry
     gateway.http.*
     gateway.listeners gateway.keyring
@@ -55,11 +60,6 @@ LAYERS = """
     gateway.workers gateway.startup
     gateway.supervisor gateway.verdicts
     gateway.validation
-    gateway.comparing gateway.comparing.spread gateway.comparing.pairing gateway.comparing.schedule
-    gateway.comparing.agreement
-    gateway.comparing.document
-    gateway.comparing.conclusions
-    gateway.comparing.page
     gateway.commands.*
     gateway.cli
     gateway.__main__

@@ -55,6 +55,7 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         "watch": "poll",
         "settle_seconds": 0.5,
         "state_directory": Path("state"),
+        "compare_report": Path("report"),
         "management_address": "[::1]:1",
         "metrics_address": "off",
         "keys_file": Path("keys"),

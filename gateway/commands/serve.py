@@ -42,6 +42,9 @@ def serve(
         float | None, typer.Option(help="New files must be left alone so long.  [default: 1]")
     ] = None,
     state_directory: Annotated[Path | None, typer.Option(help="Where measured footprints are kept.")] = None,
+    compare_report: Annotated[
+        Path | None, typer.Option(help="Folder of `gateway compare`, for the console.  [default: compare-report]")
+    ] = None,
     keys_file: Annotated[Path | None, typer.Option(help="API keys, as `gateway keys add` writes them.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM); makes it HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key (PEM).")] = None,

@@ -1,26 +1,41 @@
 """The console: a page in the browser that shows the gateway, its files, and what they are told once a second."""
 
 from collections.abc import AsyncGenerator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import FileResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from gateway.comparing import page
 from gateway.http.asgi import State
+from gateway.store.regular import open_regular
 
 FILES = Path(__file__).parents[1] / "static"
-_HEADERS = {
-    # Nothing of any other host, no script but ours (CSP Level 3); uPlot sets sizes as inline styles.
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-cache",
-}
+REPORT = "report.html"
+MOST_BYTES = 16 << 20
+"""Of a report."""
 router = APIRouter()
+
+
+@cache
+def _headers() -> dict[str, str]:
+    """Nothing of any other host, no script but ours and those of a report, which a frame shows (CSP Level 3).
+
+    uPlot sets sizes as inline styles.
+    """
+    scripts = " ".join(["'self'", *page.script_hashes()])
+    return {
+        "content-security-policy": f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-cache",
+    }
 
 
 class _Files(StaticFiles):
@@ -57,7 +72,7 @@ class _Events(StreamingResponse):
 @router.get("/console", include_in_schema=False)
 async def console() -> Response:
     """The page; what it shows it asks for with the key that is typed into it."""
-    return FileResponse(FILES / "console" / "index.html", headers=_HEADERS)
+    return FileResponse(FILES / "console" / "index.html", headers=_headers())
 
 
 @router.get("/console/events", include_in_schema=False)
@@ -65,6 +80,24 @@ async def events(state: State) -> Response:
     """States, memory and counts of all versions (gateway/overview.py), as server-sent events."""
     stream = state.live.events()
     return _Events(await anext(stream), stream)  # what is refused is refused before anything is sent
+
+
+@router.get("/console/report", include_in_schema=False)
+async def report(state: State) -> Response:
+    """The last report of `gateway compare`; 204 if there is none, for a page must not find fault with that."""
+    found = await run_in_threadpool(_report, Path(state.compare_report) / REPORT) if state.compare_report else None
+    if found is None:
+        return Response(status_code=204)
+    return Response(found, headers={"content-security-policy": "sandbox"}, media_type="text/html")
+
+
+def _report(path: Path) -> bytes | None:
+    try:
+        with open_regular(path) as file:
+            found = file.read(MOST_BYTES + 1)
+    except OSError:
+        return None
+    return found if len(found) <= MOST_BYTES else None
 
 
 def serve(app: FastAPI) -> None:

@@ -45,6 +45,8 @@ class WorkerState:
         self.max_body_bytes = max_body_bytes
         self.request_timeout = request_timeout
         self.server_name = "gateway"
+        self.compare_report = ""
+        """The folder that `gateway compare` has written, or will; empty: nobody has named one."""
         self.cors: Cors | None = None
         """None: nobody asked for it."""
         self.arriving = 0

@@ -142,6 +142,8 @@ class Start(Message):
     cors_origins: list[str] = []
     tls_cert: str = ""
     tls_key: str = ""
+    compare_report: str = ""
+    """The folder of the report that the console shows; empty: there is none."""
     access_log: bool = False
     otlp_endpoint: str = ""
     rates: int = -1
