@@ -309,11 +309,11 @@ def command(*arguments: str | Path, **variables: str) -> subprocess.CompletedPro
 
 
 def installed(name: str, package: str = "") -> str:
-    """Where a program of the system is; without it the test is skipped, or fails with GATEWAY_TESTS_REQUIRE_ALL set."""
+    """Where a program of the system is; without it the test is skipped, or fails with TESTS_REQUIRE_ALL set."""
     found = shutil.which(name)
     if found is None:
         missing = f"{name} is not installed: apt-get install {package or name}"
-        if os.environ.get("GATEWAY_TESTS_REQUIRE_ALL"):
+        if os.environ.get("TESTS_REQUIRE_ALL"):
             pytest.fail(missing)
         pytest.skip(missing)
     return found

@@ -11,7 +11,7 @@ import pytest
 def test_a_missing_program_is_named_with_its_package(
     helpers: Any, monkeypatch: pytest.MonkeyPatch, value: str, outcome: type[BaseException]
 ) -> None:
-    monkeypatch.setenv("GATEWAY_TESTS_REQUIRE_ALL", value)
+    monkeypatch.setenv("TESTS_REQUIRE_ALL", value)
     with pytest.raises(outcome, match="nosuch-program is not installed: apt-get install nosuch"):
         helpers.installed("nosuch-program", "nosuch")
     assert helpers.installed("sh").endswith("/sh")

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from gateway.comparing.page import page as report_page
 
-ARTIFACTS = os.environ.get("GATEWAY_TEST_ARTIFACTS")
+ARTIFACTS = os.environ.get("TESTS_ARTIFACTS")
 """A directory where the pictures are kept."""
 SECONDS = 20_000  # ms that anything may take to appear
 expect.set_options(timeout=SECONDS)

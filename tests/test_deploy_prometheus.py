@@ -99,10 +99,12 @@ class Load:
 
 
 def prepare(store: Path) -> None:
-    """`narrow` is `slow` with a short queue; digits_torch goes COLD at once."""
+    """`narrow` is `slow` with a short queue; digits_torch goes COLD at once; mlp has a shadow."""
     shutil.copytree(store / "slow", store / "narrow")
     with (store / "narrow" / "model.yaml").open("a") as config:
         config.write("max_queue_size: 2\nmax_batch_size: 1\n")
+    with (store / "mlp" / "model.yaml").open("a") as config:
+        config.write("shadow: {version: 2, percent: 100}\n")
     with (store / "digits_torch" / "model.yaml").open("a") as config:
         config.write("idle_ttl: 0.5\n")
 

@@ -42,6 +42,7 @@ def model() -> build.Dashboard:
     _time(dashboard.with_row(build.Row("Where the time goes")))
     _versions(dashboard.with_row(build.Row("Versions over each other")))
     _instances(dashboard.with_row(build.Row("Instances")))
+    _shadow(dashboard.with_row(build.Row("Shadow")))
     return dashboard
 
 
@@ -115,6 +116,44 @@ def _versions(dashboard: build.Dashboard) -> None:
             Query(f"max by (version) (gateway_instance_ready_seconds{{{MINE}}})", "instance, version {{version}}"),
         ),
         states("State", "Of each version; of several gateways the worst.", 'model="$model"'),
+    ):
+        dashboard.with_panel(panel)
+
+
+def _shadow(dashboard: build.Dashboard) -> None:
+    whose = "version, shadow_model, shadow_version"
+    named = "version {{version}}, shadow {{shadow_model}}/{{shadow_version}}"
+    copies, rows = "gateway_shadow_requests_total", "gateway_shadow_rows_total"
+    answered = rate(copies, whose, f'{MINE}, outcome=~"agreed|differed"')
+    agreed = rate(copies, whose, f'{MINE}, outcome="agreed"')
+    same = rate(rows, whose, f'{MINE}, class="same"')
+    for panel in (
+        series(
+            "Agreement",
+            SHARE,
+            "Of the copies that the shadow has answered, how many as the live version did, within the tolerance; and "
+            "of rows of scores, in how many the same class is the highest.",
+            Query(f"{agreed}\n/ {answered}", f"{named}: agreed"),
+            Query(f"{same}\n/ {rate(rows, whose, MINE)}", f"{named}: same class"),
+        ),
+        series(
+            "Live and shadow",
+            SECONDS,
+            "The mean of the same requests, from being sent to an instance to its answer.",
+            Query(mean("gateway_shadow_duration_seconds", f"{whose}, answer", MINE), f"{named}: {{{{answer}}}}"),
+        ),
+        series(
+            "Copies",
+            PER_SECOND,
+            "In a second: failed ones the shadow gave no answer to; dropped ones it had no room for.",
+            Query(rate(copies, f"{whose}, outcome", MINE), f"{named}: {{{{outcome}}}}"),
+        ),
+        series(
+            "Largest difference, p95",
+            COUNT,
+            "Of the numbers in the same place of both answers. Interpolated in a bucket.",
+            Query(quantile("p95", "gateway_shadow_difference", whose, MINE), named),
+        ),
     ):
         dashboard.with_panel(panel)
 
