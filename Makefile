@@ -41,8 +41,8 @@ lint: setup ## Check style, format and types
 bench: setup ## Measure throughput and latency; PEER=triton measures Triton beside it
 	.venv/bin/python loadtests/bench.py $(if $(PEER),--peer $(PEER)) $(ARGS)
 
-bars: setup ## Prove under load what is promised: swaps, faults, cold models, overload, abandoned requests
-	@failed=; for bar in $(or $(BARS),swap faults cold overload abandon); do \
+bars: setup ## Prove under load what is promised: swaps, faults, cold models, overload, abandoned requests, a shadow
+	@failed=; for bar in $(or $(BARS),swap faults cold overload abandon beside); do \
 		.venv/bin/python loadtests/$$bar.py $(ARGS) || failed="$$failed $$bar"; \
 	done; if [ -n "$$failed" ]; then echo "missed:$$failed" >&2; exit 1; fi
 
