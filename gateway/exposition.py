@@ -130,7 +130,7 @@ class GatewayCollector(Collector):
         ]
         requests = CounterMetricFamily(
             "gateway_shadow_requests",
-            "Copies of requests for a shadow: agreed, differed, failed (no answer of it), dropped (not sent).",
+            "Copies of requests for a shadow: agreed, differed, failed (no answer of it), dropped (no room).",
             labels=[*names, "outcome"],
         )
         classes = CounterMetricFamily(

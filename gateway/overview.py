@@ -6,11 +6,11 @@ from typing import Any
 
 import orjson
 
+from gateway.ipc.messages import Ready
 from gateway.lifecycle.residency import Account
 from gateway.lifecycle.version import Version
 from gateway.lifecycle.wanted import default_now
 from gateway.metrics import DURATION_BOUNDS, STAGES, ShadowCounters, VersionCounters
-from gateway.nodes.node import DeviceMemory
 
 
 def overview(
@@ -18,7 +18,6 @@ def overview(
     versions: Iterable[Version],
     account: Account,
     restarts: Mapping[tuple[str, str], int],
-    gpus: Mapping[str, DeviceMemory],
     chosen: Mapping[str, int | None],
     now: float,
 ) -> bytes:
@@ -43,10 +42,7 @@ def overview(
         | _counts(counted.get((version.artifact.model, str(version.artifact.version))))
         for version in versions
     }
-    devices = {
-        device: {"budget": size, "used": gpus[device].used if device in gpus else None}
-        for device, size in account.budgets.items()
-    }
+    devices = {device: {"budget": size} for device, size in account.budgets.items()}
     constants = {"bounds": DURATION_BOUNDS, "stages": STAGES}
     return orjson.dumps({"time": now, "constants": constants, "devices": devices, "versions": shown})
 
@@ -63,7 +59,7 @@ def _version(version: Version, account: Account, restarts: int) -> dict[str, Any
         "devices": [instance.device.name for instance in version.instances],
         "held": account.held.get(version, {}),
         "load_seconds": version.load_seconds,
-        "max_batch_size": ready.batching.max_batch_size if ready is not None else None,
+        "inputs": _inputs(ready) if ready is not None else [],
         "restarts": restarts,
         "evictions": account.evictions[version.key],
     }
@@ -76,13 +72,16 @@ def _counts(counted: VersionCounters | None) -> dict[str, Any]:
     return {
         "requests": sum(counted.requests.values()),
         "failed": failed,
-        "rows": counted.inferences,
-        "executions": counted.executions,
-        "pending": counted.pending,
         "durations": counted.duration.counts,
         "stages": [stage.total for stage in counted.stages],
         "shadows": {key.replace(" ", "/"): _shadow(shadow) for key, shadow in counted.shadows.items()},
     }
+
+
+def _inputs(ready: Ready) -> list[tuple[str, str, list[int] | None]]:
+    """Name, datatype and shape of what a request to the default signature brings."""
+    specs = ready.signatures[ready.default_signature].inputs
+    return [(spec.name, spec.datatype, None if spec.shape is None else list(spec.shape)) for spec in specs]
 
 
 def _shadow(shadow: ShadowCounters) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gateway.ipc.messages import Answer, Ask, Routes, Start
 from gateway.keyring import Keyring
 from gateway.lifecycle.keeper import Keeper
 from gateway.lifecycle.manager import Manager
-from gateway.lifecycle.policy import aspired, dangling_labels, missing
+from gateway.lifecycle.policy import absent_shadows, aspired, dangling_labels, missing
 from gateway.lifecycle.residency import Residency
 from gateway.lifecycle.version import Version
 from gateway.listeners import Listeners
@@ -131,6 +131,7 @@ class Supervisor:
         for artifact in inventory.artifacts:
             by_model.setdefault(artifact.model, []).append(artifact)
         sentences = [f"ignored: {sentence}" for sentence in inventory.ignored] + inventory.notes
+        sentences += absent_shadows(inventory.artifacts)
         for model, artifacts in by_model.items():
             versions = [artifact.version for artifact in aspired(artifacts)]
             sentences += missing(artifacts)
@@ -224,9 +225,9 @@ class Supervisor:
 
     async def _overview(self) -> bytes:
         counters = await self.workers.counters()
-        manager, gpus = self.manager, await self._node.memory()
+        manager = self.manager
         account, restarts, chosen = self.residency.account, manager.keeper.restarts, manager.registry.defaults
-        return overview(counters, manager.versions.values(), account, restarts, gpus, chosen, time.time())
+        return overview(counters, manager.versions.values(), account, restarts, chosen, time.time())
 
     async def _scrape(self) -> bytes:
         counters = await self.workers.counters()

@@ -51,6 +51,12 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept.trace]
 
 
+def damaged(data: bytes) -> bytes:
+    """With other bytes in the middle of what is compressed."""
+    at = data.index(b"trace") + 8
+    return data[:at] + bytes(byte ^ 0xFF for byte in data[at : at + 8]) + data[at + 8 :]
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -58,6 +64,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
         b"PK",
         b"{}",
         archive()[:-30],
+        damaged(archive(trace=b"[" * 3000)),
         archive([]),
         archive(FACTS | {"seconds": "long"}),
         archive({}),

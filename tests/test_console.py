@@ -15,6 +15,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from gateway.comparing.page import page as report_page
 
+NOTHING = "\u2013"
+"""What stands where there is no number."""
 ARTIFACTS = os.environ.get("TESTS_ARTIFACTS")
 """A directory where the pictures are kept."""
 SECONDS = 20_000  # ms that anything may take to appear
@@ -150,6 +152,64 @@ def test_the_charts_move_with_the_requests(visit: Any, server: Any) -> None:
     expect(page.locator("#chart-latency .u-legend")).to_contain_text("p99")
     expect(page.locator("#chart-stages")).to_have_attribute("aria-label", re.compile("Mean time by stage now"))
     expect(page.locator("#latency-of")).to_have_text("of mlp/4")
+
+
+FIGURES = """async () => {
+  const { activity, bytes, quantile, short } = await import("/console/static/console/figures.js");
+  const bounds = [0.001, 0.01, 0.1];
+  const at = (requests, failed, durations, stages) => ({ requests, failed, durations, stages });
+  return {
+    rates: activity(at(10, 1, [5, 5, 0, 0], [1, 2]), at(30, 2, [5, 15, 10, 0], [3, 2]), 2),
+    unknown: [activity(undefined, at(10, 1, [1, 0, 0, 0], [1, 2]), 1), activity({}, {}, 1),
+              activity(at(10, 0, [1, 0, 0, 0], [1]), at(3, 0, [1, 0, 0, 0], [1]), 1)],
+    first: activity({}, at(3, 0, [3, 0, 0, 0], [0.003]), 1),
+    quantiles: [quantile(0.5, [0, 10, 0, 0], bounds), quantile(0.99, [90, 0, 10, 0], bounds),
+                quantile(0.5, [0, 0, 0, 4], bounds), quantile(0.5, [0, 0, 0, 0], bounds)],
+    texts: [short(1234.5), short(0.0123456), short(null), bytes(23_400_000)],
+  };
+}"""
+
+
+def test_rates_and_quantiles_are_those_of_prometheus(visit: Any) -> None:
+    found = visit().page.evaluate(FIGURES)
+    assert found["rates"]["rate"] == 10
+    assert found["rates"]["errors"] == 0.5
+    assert found["rates"]["durations"] == [0, 10, 10, 0]
+    assert found["rates"]["stages"] == pytest.approx([100, 0])  # ms of the 20 requests that were computed
+    assert found["unknown"] == [None, None, None]
+    assert (found["first"]["rate"], found["first"]["stages"]) == (3, pytest.approx([1]))
+    assert found["quantiles"] == [pytest.approx(5.5), pytest.approx(91), pytest.approx(100), None]
+    assert found["texts"] == ["1,235", "0.0123", NOTHING, "23.4 MB"]
+
+
+def test_a_key_dialog_that_is_left_changes_nothing(visit: Any) -> None:
+    page = visit().page
+    page.get_by_role("button", name="API key").click()
+    page.get_by_label("Key", exact=True).fill("gw_key")
+    page.get_by_role("button", name="Use").click()
+    assert page.evaluate("sessionStorage.length") == 1
+    page.get_by_role("button", name="API key").click()
+    page.keyboard.press("Escape")
+    assert page.evaluate("sessionStorage.getItem('gateway-api-key')") == "gw_key"
+    page.get_by_role("button", name="API key").click()
+    page.get_by_role("button", name="Forget it").click()
+    assert page.evaluate("sessionStorage.length") == 0
+    expect(page.locator("#connection")).to_have_text("live")
+
+
+def test_what_has_the_focus_keeps_it_under_load(visit: Any, server: Any) -> None:
+    visitor = visit()
+    button = visitor.page.get_by_role("button", name="Unload digits_torch")
+    button.focus()
+    row = visitor.row("digits_torch/1").locator("[data-cell=rate]")
+    body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64], "data": [0.5] * 64}]}
+    for _ in range(200):
+        assert server.http.post("/v2/models/digits_torch/infer", json=body).status_code == 200
+        if row.inner_text() not in ("0", NOTHING):
+            break
+        visitor.page.wait_for_timeout(50)
+    expect(row).not_to_have_text("0")
+    expect(button).to_be_focused()
 
 
 def test_a_model_is_unloaded_and_loaded_again(visit: Any) -> None:

@@ -106,6 +106,35 @@ async def test_a_look_that_fails_is_followed_by_another(gateway: Gateway) -> Non
         assert (await first)["versions"] == gateway.versions
 
 
+async def test_a_bug_does_not_end_the_looking(gateway: Gateway) -> None:
+    gateway.error = KeyError("versions")
+    async with watching(Live(gateway.look, 0.01)) as following:
+        first = asyncio.create_task(following())
+        await asyncio.wait_for(gateway.looked.wait(), PATIENCE)
+        gateway.error = None
+        assert (await first)["versions"] == gateway.versions
+
+
+async def test_who_is_told_nothing_at_all_hears_why(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_SECONDS", 0.05)
+    gateway.error = DeadlineExceeded("overview took too long")
+    live = Live(gateway.look, 0.01)
+    async with watching(live) as following:
+        with pytest.raises(DeadlineExceeded, match=r"nothing to show within 0\.05 s"):
+            await following()
+    gateway.error = None
+    async with watching(live) as following:
+        assert (await following())["versions"] == gateway.versions
+
+
+async def test_a_stream_ends_after_a_while_for_the_key_to_be_looked_at_again(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STREAM_SECONDS", 0.05)
+    events = [event async for event in Live(gateway.look, 0.01).events()]
+    assert events
+
+
 async def test_no_more_than_so_many_may_watch(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST", 1)
     live = Live(gateway.look, 0.01)

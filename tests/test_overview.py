@@ -24,7 +24,7 @@ def version(model: str, number: int, *states: State, reason: str = "") -> Versio
 
 
 def shown(versions: list[Version], **known: Any) -> Any:
-    told = {"counters": [], "account": Account({CPU.name: 1000}), "restarts": {}, "gpus": {}, "chosen": {}, "now": 7.0}
+    told = {"counters": [], "account": Account({CPU.name: 1000}), "restarts": {}, "chosen": {}, "now": 7.0}
     return orjson.loads(overview(versions=versions, **(told | known)))
 
 

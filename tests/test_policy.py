@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.lifecycle.policy import aspired, dangling_labels, labels_now, missing, to_drain
+from gateway.lifecycle.policy import absent_shadows, aspired, dangling_labels, labels_now, missing, to_drain
 from gateway.lifecycle.state import State
 from gateway.store.manifest import ModelConfig, Shadow, VersionPolicy
 from gateway.store.source import Artifact
@@ -34,6 +34,13 @@ def test_versions_with_traffic_are_served_beside_those_of_the_policy() -> None:
     artifacts = versions(9, 10, 2, traffic={2: 90, 9: 0, 7: 10})
     assert wanted(artifacts) == [10, 2]
     assert missing(artifacts) == ["traffic names version 7, which 'm' does not have"]
+
+
+def test_a_shadow_that_is_no_model_is_told() -> None:
+    assert absent_shadows(versions(1, shadow=Shadow(5, model="m"))) == []
+    there = [*versions(1, shadow=Shadow(5, model="b")), Artifact("b", 1, "", Path("x"), ModelConfig())]
+    assert absent_shadows(there) == []
+    assert absent_shadows(there[:1]) == ["shadow of 'm' names model 'b', which is not there"]
 
 
 def test_a_shadow_of_the_same_model_is_served_beside_the_policy() -> None:

@@ -28,6 +28,12 @@ def test_what_begins_together_is_in_the_longer_one_and_threads_know_nothing_of_e
     assert operations(spans) == [Operation("long", 1, 7, 9), Operation("other", 1, 4, 4), Operation("short", 1, 2, 2)]
 
 
+def test_deep_calls_are_added_up_in_no_time() -> None:
+    """A trace comes from whoever answers; looking through all that is open for each call would take minutes."""
+    deep = [Span("t", f"op{at}", float(at), 2.0 * (60_000 - at)) for at in range(60_000)]
+    assert len(operations(deep)) == 60_000
+
+
 def test_what_calls_itself_counts_once_in_the_total() -> None:
     spans = [Span("t", "f", 0, 8), Span("t", "f", 1, 5), Span("t", "f", 2, 1)]
     assert operations(spans) == [Operation("f", 3, 8, 8)]

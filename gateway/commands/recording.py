@@ -4,6 +4,7 @@ import io
 import re
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,11 @@ from gateway.errors import CallFailed
 
 MOST_BYTES = {"recording.json": 1 << 20, "trace": 64 << 20, "graph": 16 << 20}
 """All that is read of an archive, and how much of each: it comes from whoever answers at the URL."""
+_NO_ARCHIVE = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError,
+    ValueError,
+)  # fmt: skip
+"""What zipfile says of damaged or strange archives."""
 _TIME = "%Y%m%d-%H%M%S"
 _FOLDERS = 100
 
@@ -62,7 +68,7 @@ def unpack(archive: bytes) -> dict[str, bytes]:
                     found[name] = file.read(most + 1)
                 if len(found[name]) > most:
                     raise CallFailed(f"'{name}' of the recording is larger than {most >> 20} MiB")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
+    except _NO_ARCHIVE:
         raise CallFailed("what came is no recording") from None
     return found
 

@@ -1,6 +1,6 @@
 """What a trace says was computed and when, as times by operation and as what Perfetto reads. Pure functions."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -77,15 +77,17 @@ def operations(spans: Iterable[Span]) -> list[Operation]:
         track.sort(key=attrgetter("duration"), reverse=True)
         track.sort(key=attrgetter("start"))
         around: list[Span] = []
+        open_names: Counter[str] = Counter()
         for span in track:
             while around and around[-1].start + around[-1].duration <= span.start:
-                around.pop()
+                open_names[around.pop().name] -= 1
             calls[span.name] += 1
             own[span.name] += span.duration
             if around:
                 own[around[-1].name] -= span.duration
-            if all(each.name != span.name for each in around):
+            if not open_names[span.name]:
                 total[span.name] += span.duration
             around.append(span)
+            open_names[span.name] += 1
     found = [Operation(name, calls[name], max(0.0, own[name]), total[name]) for name in calls]
     return sorted(found, key=lambda each: (-each.own, each.name))

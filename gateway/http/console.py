@@ -1,5 +1,7 @@
 """The console: a page in the browser that shows the gateway, its files, and what they are told once a second."""
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from functools import cache
 from pathlib import Path
@@ -13,9 +15,13 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.comparing import page
 from gateway.http.asgi import State
+from gateway.http.live import STREAM_SECONDS
 from gateway.store.regular import open_regular
 
+log = logging.getLogger("gateway.worker")
+
 FILES = Path(__file__).parents[1] / "static"
+LONGEST_SECONDS = STREAM_SECONDS + 30
 REPORT = "report.html"
 MOST_BYTES = 16 << 20
 """Of a report."""
@@ -64,7 +70,10 @@ class _Events(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Called by Starlette."""
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(LONGEST_SECONDS):  # who does not read must not keep others out
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.warning("a browser that does not read the console's events is let go")
         finally:
             await self._events.aclose()
 

@@ -3,16 +3,21 @@
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import orjson
 
-from gateway.errors import GatewayError, QueueFull
+from gateway.errors import DeadlineExceeded, GatewayError, QueueFull
 
 log = logging.getLogger("gateway.worker")
 
 LOOK_SECONDS = 1.0
+FIRST_SECONDS = 10.0
+"""So long a browser waits for its first event."""
+STREAM_SECONDS = 300.0
+"""After that a stream ends, and the browser asks anew: with a key that may have been revoked meanwhile."""
 MOST = 64
 """Browsers of one worker."""
 
@@ -38,7 +43,8 @@ class Live:
         """Server-sent events (HTML standard, 9.2), the first with all versions, those after it with what has changed.
 
         Their data are the overview's, and under `gone` the versions that are no more. A browser that is slow is told
-        less often. QueueFull if too many watch. It ends when the gateway does.
+        less often. QueueFull if too many watch, DeadlineExceeded if the first look takes too long. It ends after
+        STREAM_SECONDS, and when the gateway does.
         """
         if self._watching >= MOST:
             raise QueueFull(f"{MOST} browsers watch this worker already")
@@ -46,14 +52,17 @@ class Live:
         if self._looking is None:
             self._looking = asyncio.create_task(self._go_on())
         seen, known = 0, set[str]()
+        until = time.monotonic() + STREAM_SECONDS
         try:
-            while not self._closed:
-                async with self._looked:
+            while not self._closed and time.monotonic() < until:
+                async with self._looked, asyncio.timeout(None if seen else FIRST_SECONDS):
                     await self._looked.wait_for(functools.partial(self._has_news, seen))
                 changed = {key: version for key, (since, version) in self._versions.items() if since > seen}
                 gone = sorted(known - self._versions.keys())
                 seen, known = self._count, set(self._versions)
                 yield b"data: %b\n\n" % orjson.dumps(self._frame | {"versions": changed, "gone": gone})
+        except TimeoutError:
+            raise DeadlineExceeded(f"there was nothing to show within {FIRST_SECONDS:g} s") from None
         finally:
             self._watching -= 1
             if not self._watching and self._looking is not None:
@@ -69,6 +78,8 @@ class Live:
                 found = orjson.loads(await self._look())
             except GatewayError as error:
                 log.warning("the console is not told anything new: %s", error)
+            except Exception:  # the next look must not be lost with this one
+                log.exception("the console is not told anything new")
             else:
                 await self._tell(found)
             await asyncio.sleep(self._seconds)

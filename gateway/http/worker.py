@@ -17,7 +17,7 @@ from gateway.http.cors import Cors
 from gateway.http.edge import open_edge
 from gateway.http.lines import Lines
 from gateway.http.servers import Servers
-from gateway.http.shadow import shadow_of
+from gateway.http.shadow import Shadows
 from gateway.http.state import WorkerState
 from gateway.ipc.channel import Channel
 from gateway.ipc.lifeline import die_with_parent
@@ -72,6 +72,7 @@ class Worker:
             on_lost=self._drop,
             reconnect=self._reconnect,
         )
+        self._shadows = Shadows(self.state)
         self._routes: Routes | None = None
         self._applying = asyncio.Lock()
         self._reconnecting: asyncio.Task[None] | None = None
@@ -168,9 +169,8 @@ class Worker:
                 if route.ready is not None and route.state == "READY":
                     counters = state.counters.of(route.model, str(route.version), route.framework)
                     channels = self._lines.channels(route.instances)
-                    target = Target(route, channels, counters, state.counters.timings_of(counters))
-                    target.shadow = shadow_of(state, target)
-                    targets.append(target)
+                    targets.append(Target(route, channels, counters, state.counters.timings_of(counters)))
+            self._shadows.assign(targets)
             state.use(RoutingTable(routes.versions, targets, routes.settled, routes.stopping, before=state.table))
             self._lines.keep_only_wanted()
             state.waiting.look_again()

@@ -1,5 +1,6 @@
 """TensorFlow's profiler, and the graph of a SavedModel."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,14 @@ class TensorFlowTracer:
     def stop(self, path: Path) -> None:
         """End, and write an XSpace, as TensorBoard's profile plugin and xprof read it."""
         session, self._session = self._session, None
-        session.export_to_tb()
-        (found,) = tf.io.gfile.glob(f"{_IN_MEMORY}/plugins/profile/*/*.xplane.pb")
-        with tf.io.gfile.GFile(found, "rb") as file:
-            trace = file.read()
-        tf.io.gfile.rmtree(_IN_MEMORY)
+        try:
+            session.export_to_tb()
+            (found,) = tf.io.gfile.glob(f"{_IN_MEMORY}/plugins/profile/*/*.xplane.pb")
+            with tf.io.gfile.GFile(found, "rb") as file:
+                trace = file.read()
+        finally:  # the next recording must not find it
+            with contextlib.suppress(tf.errors.NotFoundError):
+                tf.io.gfile.rmtree(_IN_MEMORY)
         path.write_bytes(trace)
 
     def graph(self) -> bytes:

@@ -29,6 +29,16 @@ def aspired(artifacts: Sequence[Artifact]) -> list[Artifact]:
     return [artifact for artifact in ordered if artifact.version in chosen]
 
 
+def absent_shadows(artifacts: Iterable[Artifact]) -> list[str]:
+    """A sentence for each model whose shadow is to be another model that is not there."""
+    wanted = {artifact.model: artifact.config.shadow for artifact in artifacts}
+    return [
+        f"shadow of '{model}' names model '{shadow.model}', which is not there"
+        for model, shadow in sorted(wanted.items())
+        if shadow is not None and shadow.model is not None and shadow.model not in wanted
+    ]
+
+
 def _shadows(artifact: Artifact) -> list[int]:
     """The version of the same model that gets copies of its requests, if there is to be one."""
     shadow = artifact.config.shadow

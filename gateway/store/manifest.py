@@ -77,7 +77,7 @@ class Shadow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     percent: Annotated[float, msgspec.Meta(gt=0, le=100)]
-    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    model: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")] | None = None
     version: VersionNumber | None = None
     tolerance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1e-3
     """How far numbers may be apart, relative and absolute."""

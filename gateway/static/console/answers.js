@@ -57,18 +57,20 @@ const highest = (scores) => scores.indexOf(Math.max(...scores));
 export function verdict(one, two) {
   if (one.error || two.error) return "";
   const sentences = [];
-  let largest = 0;
+  let largest = null;
   for (const [index, output] of one.outputs.entries()) {
     const other = two.outputs.find(({ name }) => name === output.name) || two.outputs[index];
     if (!other || String(other.shape) !== String(output.shape)) return "The answers have different shapes.";
     if (output.datatype === "BYTES" || other.datatype === "BYTES") {
-      if (JSON.stringify(output.data) !== JSON.stringify(other.data)) sentences.push(`${output.name} differs.`);
+      const equal = JSON.stringify(output.data) === JSON.stringify(other.data);
+      sentences.push(`${output.name} ${equal ? "is equal" : "differs"}.`);
       continue;
     }
-    output.data.forEach((value, at) => { largest = Math.max(largest, Math.abs(value - other.data[at])); });
+    output.data.forEach((value, at) => { largest = Math.max(largest ?? 0, Math.abs(value - other.data[at])); });
     if (scoresOf(output) && scoresOf(other)) {
       sentences.push(highest(output.data) === highest(other.data) ? "Both say the same." : "They do not say the same.");
     }
   }
-  return [...sentences, `The largest difference is ${short(largest)}.`].join(" ");
+  if (largest !== null) sentences.push(`The largest difference is ${short(largest)}.`);
+  return sentences.join(" ");
 }

@@ -32,7 +32,7 @@ function onPicture(before, now) {
   const doing = new Map();
   if (before) {
     for (const [key, version] of now.versions) {
-      const found = activity(before.versions.get(key) ?? null, version, seconds);
+      const found = activity(before.versions.get(key), version, seconds);
       if (found) doing.set(key, found);
     }
   }
@@ -123,15 +123,24 @@ function onState(state, error) {
   const place = at("connection");
   place.className = state === "live" ? "live" : "lost";
   const said = { live: "live", lost: "no connection; trying again", refused: "an API key is needed" };
-  place.textContent = said[state] + (state === "refused" && error ? `: ${error.message}` : "");
-  if (state === "refused" && !at("key-dialog").open) at("key-dialog").showModal();
+  place.textContent = error?.status ? `${state === "refused" ? `${said.refused}: ` : ""}${error.message}` : said[state];
+  if (state === "refused") askForKey();
 }
 
-at("key-button").addEventListener("click", () => at("key-dialog").showModal());
+function askForKey() {
+  const dialog = at("key-dialog");
+  if (dialog.open) return;
+  dialog.returnValue = ""; // what it was closed with last time says nothing
+  dialog.showModal();
+}
+
+at("key-button").addEventListener("click", askForKey);
 at("key-dialog").addEventListener("close", () => {
-  if (at("key-dialog").returnValue === "use") useKey(at("key-value").value.trim());
-  if (at("key-dialog").returnValue === "forget") useKey("");
+  const wish = at("key-dialog").returnValue;
+  if (wish === "use") useKey(at("key-value").value.trim());
+  if (wish === "forget") useKey("");
   at("key-value").value = "";
+  if (!wish) return;
   tryAgain();
   showReport(at("compare-report"));
 });

@@ -3,31 +3,39 @@
 import { call } from "./http.js";
 
 const SILENCE_MS = 15000; // after so long without a word the line is taken for dead
-const AGAIN_MS = 1000;
+const AGAIN_MS = [1000, 2000, 5000, 10000]; // each time without success longer
 
 /**
  * Follow the events for ever. `onPicture(before, now)` gets whole pictures: { time, constants, devices, versions };
  * `before` is null for the first after each connection. `onState(state, error)` is told live, lost or refused.
  */
 export async function follow(onPicture, onState) {
+  let failures = 0;
   for (;;) {
-    let wait = AGAIN_MS;
     try {
-      await once(onPicture, () => onState("live"));
-      onState("lost");
+      await once(onPicture, () => {
+        failures = 0;
+        onState("live");
+      });
+      continue; // the gateway ends each stream after a while
     } catch (error) {
-      const refused = error.status === 401 || error.status === 403;
-      onState(refused ? "refused" : "lost", error);
-      if (refused) wait = await keyChanged();
+      if (error.status === 401 || error.status === 403) {
+        const changed = keyChanged();
+        onState("refused", error);
+        await changed;
+        continue;
+      }
+      onState("lost", error);
     }
-    await new Promise((resume) => setTimeout(resume, wait));
+    await new Promise((resume) => { setTimeout(resume, AGAIN_MS[Math.min(failures, AGAIN_MS.length - 1)]); });
+    failures += 1;
   }
 }
 
 let wake = () => {};
 /** Called when another key is in use. */
 export const tryAgain = () => wake();
-const keyChanged = () => new Promise((resume) => { wake = () => resume(0); });
+const keyChanged = () => new Promise((resume) => { wake = resume; });
 
 async function once(onPicture, onLive) {
   const ending = new AbortController();

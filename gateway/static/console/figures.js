@@ -3,11 +3,10 @@
 const less = (now, before) => now.map((value, at) => value - (before ? before[at] : 0));
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-/** What one version did between two pictures, `seconds` apart; null if it has counted nothing yet. */
+/** What one version did between two pictures, `seconds` apart; null if that is not known. */
 export function activity(before, now, seconds) {
-  if (!now || now.requests === undefined) return null;
-  const known = before && before.requests !== undefined && before.requests <= now.requests ? before : null;
-  if (!known && before === undefined) return null;
+  if (!before || now.requests === undefined || before.requests > now.requests) return null;
+  const known = before.requests === undefined ? null : before;
   const done = now.requests - (known ? known.requests : 0);
   const durations = less(now.durations, known && known.durations);
   const computed = sum(durations);

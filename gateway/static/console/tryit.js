@@ -5,12 +5,10 @@ import { fieldFor } from "./fields.js";
 import { call, getJson, modelPath, postJson } from "./http.js";
 
 const at = (id) => document.getElementById(id);
-const kind = (inputs) => JSON.stringify(inputs.map(({ name, datatype, shape }) => [name, datatype, shape]));
-
 export class TryIt {
   constructor() {
-    this.known = new Map(); // model → its metadata, labels and example, as long as the same version answers
-    this.ready = new Map(); // model → what says which version that is
+    this.known = new Map(); // model → a promise of its metadata, labels and example, as long as the same version answers
+    this.ready = new Map(); // model → which version that is, and what it takes
     this.fields = [];
     at("try-model").addEventListener("change", () => this.show());
     at("try-form").addEventListener("submit", (event) => {
@@ -23,11 +21,12 @@ export class TryIt {
   offer(now) {
     const ready = new Map();
     for (const [key, version] of now.versions) {
-      if (version.state === "READY" && version.default) ready.set(version.model, `${key} ${version.load_seconds}`);
+      if (version.state !== "READY" || !version.default) continue;
+      ready.set(version.model, { which: `${key} ${version.load_seconds}`, inputs: JSON.stringify(version.inputs) });
     }
-    const before = [...this.ready.entries()].sort().join();
-    if ([...ready.entries()].sort().join() === before) return;
-    for (const [model, which] of this.ready) if (ready.get(model) !== which) this.known.delete(model);
+    const said = (models) => [...models].map(([model, { which }]) => `${model} ${which}`).sort().join();
+    if (said(ready) === said(this.ready)) return;
+    for (const [model, { which }] of this.ready) if (ready.get(model)?.which !== which) this.known.delete(model);
     this.ready = ready;
     const select = at("try-model"), chosen = select.value;
     const models = [...ready.keys()].sort();
@@ -46,11 +45,9 @@ export class TryIt {
       return;
     }
     try {
+      this.offerTwins(model);
       const about = await this.about(model);
-      const all = await Promise.allSettled([...this.ready.keys()].map((other) => this.about(other)));
       if (at("try-model").value !== model) return;
-      const others = all.filter((each) => each.status === "fulfilled").map((each) => each.value);
-      this.offerTwins(about, others);
       if (this.shown !== about) {
         this.fields = about.inputs.map((input) => fieldFor(input, about.example?.[input.name]));
         at("try-inputs").replaceChildren(...this.fields.map((field) => field.element));
@@ -66,29 +63,21 @@ export class TryIt {
     }
   }
 
-  offerTwins(about, others) {
-    const twins = others.filter((other) => other.model !== about.model && kind(other.inputs) === kind(about.inputs));
+  /** The models that take the same inputs. */
+  offerTwins(model) {
+    const { inputs } = this.ready.get(model);
+    const names = [...this.ready.keys()].filter((other) => other !== model && this.ready.get(other).inputs === inputs).sort();
     const select = at("try-twin"), chosen = select.value;
-    select.replaceChildren(new Option("no other", ""), ...twins.map(({ model }) => new Option(model, model)));
-    const names = twins.map(({ model }) => model);
-    const twin = names.find((name) => name.split("_")[0] === about.model.split("_")[0]);
+    select.replaceChildren(new Option("no other", ""), ...names.map((name) => new Option(name, name)));
+    const twin = names.find((name) => name.split("_")[0] === model.split("_")[0]);
     select.value = names.includes(chosen) ? chosen : twin || "";
   }
 
-  async about(model) {
+  about(model) {
     if (!this.known.has(model)) {
-      const [metadata, config, documented] = await Promise.all(
-        ["", "/config", "/openapi.json"].map((part) => getJson(modelPath(model) + part)),
-      );
-      const body = documented.paths[`/${modelPath(model)}/infer`]?.post.requestBody.content["application/json"];
-      const example = body?.example ?? Object.values(body?.examples ?? {})[0]?.value;
-      this.known.set(model, {
-        model,
-        inputs: metadata.inputs,
-        framework: metadata.parameters.framework,
-        labels: Object.fromEntries(config.output.map((output) => [output.name, output.labels || []])),
-        example: Object.fromEntries((example?.inputs ?? []).map((input) => [input.name, input])),
-      });
+      const asked = askAbout(model);
+      asked.catch(() => this.known.delete(model)); // the next time may succeed
+      this.known.set(model, asked);
     }
     return this.known.get(model);
   }
@@ -125,19 +114,37 @@ export class TryIt {
   }
 }
 
-/** As JSON, or with a file's bytes behind it (the binary tensor data extension). */
+async function askAbout(model) {
+  const [metadata, config, documented] = await Promise.all(
+    ["", "/config", "/openapi.json"].map((part) => getJson(modelPath(model) + part)),
+  );
+  const body = documented.paths[`/${modelPath(model)}/infer`]?.post.requestBody.content["application/json"];
+  const example = body?.example ?? Object.values(body?.examples ?? {})[0]?.value;
+  return {
+    model,
+    inputs: metadata.inputs,
+    framework: metadata.parameters.framework,
+    labels: Object.fromEntries(config.output.map((output) => [output.name, output.labels || []])),
+    example: Object.fromEntries((example?.inputs ?? []).map((input) => [input.name, input])),
+  };
+}
+
+/** As JSON, with the bytes of files, if there are any, behind it (the binary tensor data extension). */
 async function infer(model, inputs) {
   const path = `${modelPath(model)}/infer`;
-  const given = inputs.find(({ file }) => file);
-  if (!given) return postJson(path, { inputs });
-  const { file, data, ...tensor } = given;
-  const size = new DataView(new ArrayBuffer(4));
-  size.setUint32(0, file.size, true);
-  const head = new TextEncoder().encode(JSON.stringify({
-    inputs: inputs.map((input) => (input === given ? { ...tensor, parameters: { binary_data_size: file.size + 4 } } : input)),
-  }));
+  if (!inputs.some(({ file }) => file)) return postJson(path, { inputs });
+  const behind = [];
+  const described = inputs.map(({ file, ...input }) => {
+    if (!file) return input;
+    const size = new DataView(new ArrayBuffer(4));
+    size.setUint32(0, file.size, true);
+    behind.push(size, file);
+    const { data, ...tensor } = input;
+    return { ...tensor, parameters: { binary_data_size: file.size + 4 } };
+  });
+  const head = new TextEncoder().encode(JSON.stringify({ inputs: described }));
   const headers = { "inference-header-content-length": String(head.length) };
-  return (await call(path, { method: "POST", headers, body: new Blob([head, size, file]) })).json();
+  return (await call(path, { method: "POST", headers, body: new Blob([head, ...behind]) })).json();
 }
 
 function say(sentence, failed = false) {

@@ -17,15 +17,17 @@ export function showVersions(now, doing) {
       rows.delete(key);
     }
   }
-  const several = new Map();
-  for (const version of now.versions.values()) {
-    if (version.state === "READY" || version.state === "COLD") several.set(version.model, (several.get(version.model) || 0) + 1);
+  const ofModel = new Map(); // model → its versions' keys, in order
+  for (const key of keys) {
+    const { model } = now.versions.get(key);
+    ofModel.set(model, [...(ofModel.get(model) || []), key]);
   }
   keys.forEach((key, index) => {
     if (!rows.has(key)) rows.set(key, newRow());
     const row = rows.get(key);
     if (body.children[index] !== row) body.insertBefore(row, body.children[index] || null);
-    fill(row, now.versions.get(key), doing.get(key), now, several.get(now.versions.get(key).model) > 1);
+    const version = now.versions.get(key);
+    fill(row, version, doing.get(key), now, ofModel.get(version.model).map((each) => now.versions.get(each)));
   });
 }
 
@@ -47,23 +49,38 @@ function newRow() {
   return row;
 }
 
-function fill(row, version, activity, now, several) {
-  const cell = (name) => row.querySelector(`[data-cell=${name}]`);
-  const put = (name, value) => { if (cell(name).textContent !== value) cell(name).textContent = value; };
-  put("framework", { pytorch: "PyTorch", tensorflow: "TensorFlow" }[version.framework] || version.framework);
-  put("device", counted(version.devices));
+function fill(row, version, activity, now, siblings) {
   const durations = activity ? activity.durations : [];
-  put("rate", activity ? short(activity.rate) : "–");
-  put("p50", short(quantile(0.5, durations, now.constants.bounds)));
-  put("p99", short(quantile(0.99, durations, now.constants.bounds)));
-  const shown = JSON.stringify([version.state, version.reason, version.held, version.default, version.restarts, version.shadows,
-    version.load_seconds, several, under.has(version.model)]);
-  if (row.dataset.shown === shown) return; // what has the focus stays as it is
-  row.dataset.shown = shown;
-  cell("name").replaceChildren(...name(version, several));
-  cell("state").replaceChildren(...state(version));
-  cell("memory").replaceChildren(...memory(version, now.devices));
-  cell("actions").replaceChildren(...actions(version, several));
+  const { bounds } = now.constants;
+  const several = siblings.filter(serves).length > 1;
+  put(row, "framework", { pytorch: "PyTorch", tensorflow: "TensorFlow" }[version.framework] || version.framework);
+  put(row, "device", counted(version.devices));
+  put(row, "rate", activity ? short(activity.rate) : "–");
+  put(row, "p50", short(quantile(0.5, durations, bounds)));
+  put(row, "p99", short(quantile(0.99, durations, bounds)));
+  build(row, "name", [version.default, several, version.load_seconds, version.restarts, version.evictions, version.shadows], () =>
+    name(version, several));
+  build(row, "state", [version.state, version.reason, version.rejected], () => state(version));
+  build(row, "memory", [version.held, now.devices], () => memory(version, now.devices));
+  const leads = siblings[0] === version; // what is done to a model stands in its first row
+  const busy = under.has(version.model);
+  build(row, "actions", [version.state, version.default, several, siblings.map(serves), leads, busy], () =>
+    actions(version, several, leads, siblings));
+}
+
+const cellOf = (row, name) => row.querySelector(`[data-cell=${name}]`);
+
+function put(row, name, value) {
+  const cell = cellOf(row, name);
+  if (cell.textContent !== value) cell.textContent = value;
+}
+
+/** Make a cell anew only if what it shows has changed: what has the focus, or is being pressed, stays as it is. */
+function build(row, name, shown, make) {
+  const cell = cellOf(row, name), text = JSON.stringify(shown);
+  if (cell.dataset.shown === text) return;
+  cell.dataset.shown = text;
+  cell.replaceChildren(...make());
 }
 
 function element(tag, className, content) {
@@ -87,8 +104,8 @@ function name(version, several) {
 
 function agreement(other, { requests, classes }) {
   const answered = (requests.agreed || 0) + (requests.differed || 0);
-  const rows = (classes.same || 0) + (classes.other || 0);
-  const same = rows ? `, same class in ${short((100 * (classes.same || 0)) / rows)} %` : "";
+  const scored = (classes.same || 0) + (classes.other || 0);
+  const same = scored ? `, same class in ${short((100 * (classes.same || 0)) / scored)} %` : "";
   return `shadow ${other}: agrees in ${answered ? short((100 * (requests.agreed || 0)) / answered) : "–"} %${same}`;
 }
 
@@ -112,14 +129,19 @@ function memory(version, devices) {
 const counted = (devices) => Object.entries(devices.reduce((sum, device) => ({ ...sum, [device]: (sum[device] || 0) + 1 }), {}))
   .map(([device, count]) => (count > 1 ? `${count} × ${device}` : device)).join(", ");
 
-function actions(version, several) {
-  const serves = ["READY", "COLD", "LOADING", "NEW"].includes(version.state);
+const serves = ({ state: now }) => now === "READY" || now === "COLD";
+
+function actions(version, several, leads, siblings) {
   const found = [];
   if (several && !version.default && version.state === "READY") {
     found.push(button("Make default", version, `versions/${encodeURIComponent(version.version)}/default`));
   }
-  found.push(button(serves ? "Reload" : "Load", version, "load"));
-  if (serves) found.push(button("Unload", version, "unload"));
+  if (leads) {
+    const loaded = siblings.some((each) => serves(each) || each.state === "LOADING" || each.state === "NEW");
+    const all = siblings.length > 1 ? " all" : "";
+    found.push(button(`${loaded ? "Reload" : "Load"}${all}`, version, "load"));
+    if (loaded) found.push(button(`Unload${all}`, version, "unload"));
+  }
   return found.flatMap((each) => [each, " "]);
 }
 
