@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -411,9 +412,24 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with every test model, made by the frameworks in processes of their own."""
-    store = tmp_path_factory.mktemp("built")
+def built(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A directory with every test model, made once for all processes that run tests; nobody may change it."""
+    run = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        run = run.parent
+    store = run / "built"
+    with (run / "built.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not store.exists():
+            unfinished = run / "built.unfinished"
+            _build(unfinished)
+            unfinished.rename(store)
+    return store
+
+
+def _build(store: Path) -> None:
+    """Have the frameworks make the models, in processes of their own."""
+    store.mkdir()
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
     builders = [
         subprocess.Popen(
@@ -437,7 +453,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (store / name / "1" / file).write_bytes(content)
         if config:
             (store / name / "model.yaml").write_text(config)
-    return store
 
 
 @pytest.fixture(scope="session")
