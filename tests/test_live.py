@@ -106,6 +106,12 @@ async def test_a_look_that_fails_is_followed_by_another(gateway: Gateway) -> Non
         assert (await first)["versions"] == gateway.versions
 
 
+async def test_there_are_none_when_the_gateway_has_ended(gateway: Gateway) -> None:
+    live = Live(gateway.look, 60.0)
+    await live.close()
+    assert [event async for event in live.events()] == []
+
+
 async def test_a_bug_does_not_end_the_looking(gateway: Gateway) -> None:
     gateway.error = KeyError("versions")
     async with watching(Live(gateway.look, 0.01)) as following:
@@ -152,4 +158,4 @@ async def test_events_end_when_the_gateway_does(gateway: Gateway) -> None:
     await anext(events)
     rest = asyncio.create_task(anext(events, None))
     await live.close()
-    assert await asyncio.wait_for(rest, PATIENCE) is None or await anext(events, None) is None
+    assert await asyncio.wait_for(rest, PATIENCE) is None

@@ -88,7 +88,8 @@ async def console() -> Response:
 async def events(state: State) -> Response:
     """States, memory and counts of all versions (gateway/overview.py), as server-sent events."""
     stream = state.live.events()
-    return _Events(await anext(stream), stream)  # what is refused is refused before anything is sent
+    first = await anext(stream, b"")  # what is refused is refused before anything is sent
+    return _Events(first, stream)
 
 
 @router.get("/console/report", include_in_schema=False)

@@ -57,6 +57,8 @@ class Live:
             while not self._closed and time.monotonic() < until:
                 async with self._looked, asyncio.timeout(None if seen else FIRST_SECONDS):
                     await self._looked.wait_for(functools.partial(self._has_news, seen))
+                if self._closed:
+                    break
                 changed = {key: version for key, (since, version) in self._versions.items() if since > seen}
                 gone = sorted(known - self._versions.keys())
                 seen, known = self._count, set(self._versions)
