@@ -126,9 +126,11 @@ async def test_few_are_computed_and_some_wait_and_the_others_are_dropped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WAITING", 5)
-    for _ in range(9):
+    for number in range(module.UNDER_WAY):
         bench.see()
-        await asyncio.sleep(2 * module.PAUSE_SECONDS)
+        await bench.sent(number + 1)
+    for _ in range(5):
+        bench.see()
     assert len(bench.channel.asked) == module.UNDER_WAY
     assert bench.told == {}
     bench.see()
@@ -222,7 +224,7 @@ async def test_a_model_may_not_be_its_own_shadow(bench: Bench) -> None:
     bench.targets[0] = bench.target("live", bench.live_channel, Config(100, model="live"))
     bench.use()
     bench.see()
-    await asyncio.sleep(4 * module.PAUSE_SECONDS)
+    await asyncio.sleep(0.02)  # several pauses' time
     assert bench.targets[0].counters.shadows["live default"].requests == {}
     assert not bench.live_channel.asked
 

@@ -55,8 +55,7 @@ class _Call(msgspec.Struct, gc=False):
     size: int
 
 
-MAX_RETRY_AFTER = 60
-MAX_SECONDS = 1e6
+MAX_RETRY_AFTER, MAX_SECONDS = 60, 1e6
 _decode_failure = msgspec.msgpack.Decoder(Failure).decode
 
 
@@ -143,7 +142,7 @@ class Channel(asyncio.Protocol):
         if self._sweeper:
             self._sweeper.cancel()
         calls = dict(self.pending)
-        self.pending.clear()  # the reader has this very dict, and calls, which are gc=False, would stay in it for ever
+        self.pending.clear()  # the reader has this very dict, in which calls, being gc=False, would stay for ever
         for request_id, call in calls.items():
             lost = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
             error = InstanceDied(DIED) if self.distrusted else lost

@@ -275,10 +275,8 @@ class Ask(Message):
 
     ticket: int
     what: str
-    """metrics | counters | overview | load | unload | wake (load a COLD version because there is a request for it)
-
-    and by hand (gateway/byhand.py): describe | register | unregister | scale | default; profile (gateway/profiling.py)
-    """
+    """metrics | counters | overview | load | unload | wake (a COLD version, for a request);
+    gateway/profiling.py: profile; gateway/byhand.py: describe | register | unregister | scale | default"""
     model: str = ""
     version: int = 0
     """For wake, profile and what is done by hand; by hand, ANY is the one that requests without a version get."""
