@@ -54,7 +54,7 @@ class Live:
         seen, known = 0, set[str]()
         until = time.monotonic() + STREAM_SECONDS
         try:
-            while not self._closed and time.monotonic() < until:
+            while time.monotonic() < until:
                 async with self._looked, asyncio.timeout(None if seen else FIRST_SECONDS):
                     await self._looked.wait_for(functools.partial(self._has_news, seen))
                 if self._closed:
