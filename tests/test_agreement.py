@@ -47,6 +47,18 @@ def test_integers_are_subtracted_and_counted() -> None:
     assert (found.unequal, found.max_difference, found.mean_difference, found.same_class) == (1, 6, 2, None)
 
 
+def test_large_integers_differ_by_what_they_do() -> None:
+    a = np.array([2**62, 2**62 + 1, -(2**63)])
+    found = agreement(SAME, "INT64", a, a + np.array([0, 1, 0]))
+    assert (found.unequal, found.max_difference) == (1, 1)
+    assert agreement(SAME, "UINT64", a[:2].astype(np.uint64), a[:2]).unequal == 0
+
+
+def test_only_a_list_for_each_row_may_be_scores_of_classes() -> None:
+    for shape in ((2, 3, 4), (2, 3, 4, 4), (2,), (2, 1)):
+        assert agreement(SAME, "FP32", np.zeros(shape), np.zeros(shape)).same_class is None
+
+
 def test_channels_elsewhere_are_put_in_place_first() -> None:
     a = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
     axes = [0, 2, 3, 1]
@@ -71,7 +83,7 @@ def test_accuracy_is_by_equality_where_the_output_is_a_class() -> None:
 
 
 def test_labels_that_no_output_answers_are_refused() -> None:
-    vector = np.zeros(3, np.float32)
+    vector = np.zeros((3, 1), np.float32)  # a probability, or a logit: nobody knows where it becomes the other class
     assert classes(vector) is None
     for labels in (np.array([1, 2, 3]), np.array(["a", "b", "c"])):
         with pytest.raises(RequestError, match="labels are of no use"):
