@@ -91,7 +91,8 @@ def test_people_get_a_table_and_a_verdict(gateway: Any, tmp_path: Path) -> None:
         (("digits_torch", "digits_torch", "--batch", "0"), 2, "--batch takes numbers from 1 to 65536"),
         (("digits_torch", "digits_torch", "--connections", "x"), 2, "--connections takes numbers from 1 to 512"),
         (("digits_torch", "digits_torch", "--data", "/none.npz"), 2, "/none.npz cannot be read"),
-        (("digits_torch", "digits_torch", "--out", "/dev/null/x"), 1, "cannot be written"),
+        (("digits_torch", "digits_torch", "--out", "/dev/null/x"), 1, "/dev/null/x cannot be written: Not a directory"),
+        (("digits_torch", "digits_torch", "--out", "/proc"), 1, "/proc cannot be written: "),  # which root cannot, too
         (("digits_torch",), 2, "Missing argument"),
     ],
 )

@@ -14,11 +14,11 @@ from gateway.commands.own_server import own_server
 from gateway.errors import CallFailed, RequestError
 
 NEVER_READY = """
-import os, pathlib, time
+import os, pathlib, signal
 began = pathlib.Path(__file__).with_name("began")
 began.with_suffix(".part").write_text(str(os.getpid()))
 began.with_suffix(".part").rename(began)
-time.sleep(100)
+signal.pause()
 """
 HOLDING = """
 import signal

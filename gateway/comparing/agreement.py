@@ -83,15 +83,13 @@ def classes(array: Array) -> Array | None:
     return array.reshape(-1) if array.ndim and array.size == len(array) else None
 
 
-def accuracy(outputs: Sequence[tuple[str, Array, Array]], labels: Array) -> Accuracy:
-    """How often the first output that says classes says the label's; RequestError if none does."""
+def accuracy(outputs: Sequence[tuple[str, Array, Array]], labels: Array) -> Accuracy | None:
+    """How often the first output that says classes, of the labels' kind, says the label's; None if none does."""
     for name, a, b in outputs:
         ours, theirs = classes(a), classes(b)
         if ours is not None and theirs is not None and _comparable(ours, labels) and _comparable(theirs, labels):
             return _accuracy(name, _right(ours, labels), _right(theirs, labels))
-    raise RequestError(
-        "the labels are of no use: no output has several scores for each row, or one integer or text of the labels' kind"
-    )
+    return None
 
 
 def _accuracy(name: str, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> Accuracy:

@@ -93,6 +93,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str
     """Version of the program."""
     machine: str
+    """That the command ran on; it may not be the gateway's."""
     settings: Settings
     models: tuple[Model, Model]
     inputs: list[Pair]
