@@ -130,13 +130,18 @@ def test_what_cannot_be_compared_is_one_line_and_leaves_nothing(
 
 def test_on_a_gateway_of_its_own_every_round_loads_both_anew(helpers: Any, tmp_path: Path) -> None:
     for name in ("one", "other"):
-        shutil.copytree(helpers.shipped / "digits_torch", tmp_path / "store" / name)
+        copied = shutil.copytree(helpers.shipped / "digits_torch", tmp_path / "store" / name)
+        config = (copied / "model.yaml").read_text()
+        assert "shape: [-1, 64]" in config
+        (copied / "model.yaml").write_text(config.replace("shape: [-1, 64]", "shape: [4, 64]"))
     out = tmp_path / "out"
     done = helpers.command("compare", "one", "other", "--model-store", tmp_path / "store", "--out", out, *TINY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{out}/report.html shows it, {out}/report.json has all figures"
     found = msgspec.json.decode((out / "report.json").read_bytes(), type=Comparison)
     assert found.settings.reloaded
+    assert [cell.rows for cell in found.cells] == [4]
+    assert "gateway: The models take 4 rows at once and nothing else: not --batch 1,8." in done.stderr.splitlines()
     assert found.accuracy is None
     assert found.agreement[0].max_difference == 0
     figures = {figure.name: figure.contrast for figure in found.figures}

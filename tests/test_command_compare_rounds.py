@@ -40,6 +40,7 @@ def server() -> Iterator[Any]:
     class Server(ThreadingHTTPServer):
         status: Callable[[str], int]
         told: list[str]
+        asked: list[str]
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -48,7 +49,7 @@ def server() -> Iterator[Any]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             path = self.path.removeprefix("/v2/repository/models/")
-            server.told += [path] * (path != self.path)
+            (server.told if path != self.path else server.asked).append(path)
             self.send_response(server.status(path))
             self.send_header("Content-Length", "2")
             self.end_headers()
@@ -60,7 +61,7 @@ def server() -> Iterator[Any]:
             pass
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        server.status, server.told = lambda _: 200, []
+        server.status, server.told, server.asked = lambda _: 200, [], []
         server.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -111,6 +112,15 @@ def test_who_fails_under_load_was_loaded_before_and_is_not_again(server: Any) ->
     with asking(server.url) as client, pytest.raises(CallFailed, match="503"):
         measure(client, SIDES, DATA, PLAN, Bar(1))
     assert server.told == ["one/unload", "other/unload", "one/load", "other/load"]
+
+
+def test_only_the_version_that_was_described_is_asked(server: Any) -> None:
+    with asking(server.url) as client:
+        results = measure(client, SIDES, DATA, PLAN._replace(reload=False), Bar(1))
+    assert set(server.asked) == {f"/v2/models/{name}/versions/1/infer" for name in ("one", "other")} | {"/metrics"}
+    assert server.told == []
+    assert server.asked.count("/metrics") == len(results.scrapes) * 2 == 2
+    assert [len(each) for each in results.cells[0]] == [2, 2]
 
 
 def test_figures_are_paired_by_round_and_a_model_on_no_gpu_has_nothing_there() -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from comparisons import cell, comparison
 from playwright.sync_api import Browser, Page
@@ -101,6 +102,14 @@ def test_a_single_place_is_drawn_too(browser: Browser, tmp_path: Path) -> None:
     found.page.wait_for_selector("#distribution canvas")
     assert not found.page.is_visible("#memory")
     assert found.complaints == []
+
+
+def test_a_machine_that_only_asked_is_called_that() -> None:
+    here = comparison()
+    elsewhere = comparison(settings=msgspec.structs.replace(here.settings, load_before=None))
+    assert ", Linux, 2 CPUs" in page(here)
+    assert ", asked from Linux, 2 CPUs" in page(elsewhere)
+    assert elsewhere.warnings == []
 
 
 def test_the_page_names_no_other_host() -> None:
