@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 STORE = Path(__file__).parents[1] / "model_store"
-BROWSER = "/usr/bin/chromium"
-ALONE = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
+QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 
 
 def write_held_out(path: Path) -> None:
@@ -29,7 +29,7 @@ def take_picture(page: Path, picture: Path) -> None:
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - of the extra dev, and only for this
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=ALONE)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
         opened = browser.new_page(viewport={"width": 1100, "height": 1190})
         opened.goto(page.resolve().as_uri())
         opened.wait_for_function("document.documentElement.dataset.drawn")

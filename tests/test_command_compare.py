@@ -10,9 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from gateway.cli import main
 from gateway.comparing.document import Comparison
 
-TINY = ("--rounds", "2", "--seconds", "0.1", "--warmup", "0.02", "--batch", "1,8", "--connections", "2")
+TINY = ("--rounds", "2", "--seconds", "0.05", "--warmup", "0.02", "--batch", "1,8", "--connections", "2")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_the_twins_agree_and_everything_is_reported(gateway: Any, digits: Path, 
         assert not cell.p50_ms.clear  # two rounds cannot tell
     figures = {figure.name: figure.contrast for figure in found.figures}
     assert set(figures) == {"load_seconds", "memory_bytes", "memory_peak_bytes", "artifact_bytes"}
+    assert len(figures["memory_bytes"].a.rounds) == 1  # of the same process
     assert figures["load_seconds"].a.rounds == [pytest.approx(loaded, rel=1e-5)]  # and it was not loaded again
     assert 1e6 < figures["memory_bytes"].a.least <= figures["memory_peak_bytes"].a.most * 1.001
     assert figures["artifact_bytes"].exact
@@ -68,16 +70,22 @@ def test_the_twins_agree_and_everything_is_reported(gateway: Any, digits: Path, 
     assert "2 rounds cannot tell" in " ".join(found.warnings)
 
 
-def test_people_get_a_table_and_a_verdict(gateway: Any, tmp_path: Path) -> None:
-    done = gateway.command("compare", "collatz_torch", "collatz_torch", "--out", tmp_path, *TINY)
-    assert done.returncode == 0, done.stderr
+def test_people_get_a_table_and_a_verdict_even_if_nothing_can_be_written(gateway: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", n=np.arange(1, 65), labels=np.array(["odd", "even"] * 32))
+    options = ("--data", tmp_path / "data.npz", "--out", tmp_path / "out", *TINY[:6], "--batch", "1", "-c", "1")
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    done = gateway.command("compare", "collatz_torch", "collatz_torch", *options)
+    assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["collatz_torch/1", "collatz_torch/1", "B", "/", "A", "AHEAD"]
     assert any(line.split()[:1] == ["p99"] for line in lines)
     assert "Their answers are equal in all 64 rows in 'steps' and are equal in all 64 rows in 'peak'." in done.stdout
-    assert lines[-1] == f"{tmp_path}/report.html shows it, {tmp_path}/report.json has all figures"
     assert "\x1b" not in done.stdout
-    assert all(line.startswith("gateway: ") for line in done.stderr.splitlines())
+    said = done.stderr.splitlines()
+    assert all(line.startswith("gateway: ") for line in said)
+    assert said[0].startswith("gateway: The labels are of no use: no output has")
+    assert said[-1] == f"gateway: {tmp_path}/out/report.html cannot be written: Is a directory"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
 
 
 @pytest.mark.parametrize(
@@ -91,35 +99,49 @@ def test_people_get_a_table_and_a_verdict(gateway: Any, tmp_path: Path) -> None:
         (("digits_torch", "digits_torch", "--batch", "0"), 2, "--batch takes numbers from 1 to 65536"),
         (("digits_torch", "digits_torch", "--connections", "x"), 2, "--connections takes numbers from 1 to 512"),
         (("digits_torch", "digits_torch", "--data", "/none.npz"), 2, "/none.npz cannot be read"),
-        (("digits_torch", "digits_torch", "--out", "/dev/null/x"), 1, "cannot be written"),
+        (("digits_torch", "digits_torch", "--out", "/dev/null/x"), 1, "/dev/null/x cannot be written: Not a directory"),
+        (("digits_torch", "digits_torch", "--out", "/proc"), 1, "/proc cannot be written: "),  # which root cannot, too
+        (("raises", "raises", "--data", "negative.npz"), 1, "ValueError: negative numbers make this model unhappy"),
         (("digits_torch",), 2, "Missing argument"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(
-    gateway: Any, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+def test_what_cannot_be_compared_is_one_line_and_leaves_nothing(
+    gateway: Any,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    more = () if "--out" in arguments else ("--out", tmp_path)
-    done = gateway.command("compare", *arguments, *more, *TINY[:6])
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    (line,) = done.stderr.splitlines()
+    """Within this process: a dozen others would take seconds to start."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("negative.npz", x=-np.ones(8, np.float32))
+    more = () if "--out" in arguments else ("--out", "a/new/folder")
+    monkeypatch.setattr("sys.argv", ["gateway", "compare", *arguments, *more, *TINY[:6], "--url", gateway.url])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    written = capfd.readouterr()
+    assert (ended.value.code, written.out) == (code, ""), written.err
+    (line,) = written.err.splitlines()
     assert said in line
-
-
-def test_a_model_that_fails_under_load_is_one_line(gateway: Any, tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", x=-np.ones(8, np.float32))
-    done = gateway.command("compare", "raises", "raises", "--data", tmp_path / "data.npz", "--out", tmp_path, *TINY)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "gateway: ValueError: negative numbers make this model unhappy\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["negative.npz"]
 
 
 def test_on_a_gateway_of_its_own_every_round_loads_both_anew(helpers: Any, tmp_path: Path) -> None:
     for name in ("one", "other"):
-        shutil.copytree(helpers.shipped / "digits_torch", tmp_path / "store" / name)
-    options = ("--model-store", tmp_path / "store", "--out", tmp_path / "out", "--json", *TINY)
-    done = helpers.command("compare", "one", "other", *options)
+        copied = shutil.copytree(helpers.shipped / "digits_torch", tmp_path / "store" / name)
+        config = (copied / "model.yaml").read_text()
+        assert "shape: [-1, 64]" in config
+        (copied / "model.yaml").write_text(config.replace("shape: [-1, 64]", "shape: [4, 64]"))
+    out = tmp_path / "out"
+    done = helpers.command("compare", "one", "other", "--model-store", tmp_path / "store", "--out", out, *TINY)
     assert done.returncode == 0, done.stderr
-    found = msgspec.json.decode(done.stdout, type=Comparison)
+    assert done.stdout.splitlines()[-1] == f"{out}/report.html shows it, {out}/report.json has all figures"
+    found = msgspec.json.decode((out / "report.json").read_bytes(), type=Comparison)
     assert found.settings.reloaded
+    assert [cell.rows for cell in found.cells] == [4]
+    assert "gateway: The models take 4 rows at once and nothing else: not --batch 1,8." in done.stderr.splitlines()
     assert found.accuracy is None
     assert found.agreement[0].max_difference == 0
     figures = {figure.name: figure.contrast for figure in found.figures}

@@ -62,6 +62,11 @@ def test_text_needs_no_pickle(tmp_path: Path) -> None:
         ({"image": PIXELS}, "has no array 'mask'; the inputs are image, mask"),
         ({"image": PIXELS, "mask": PIXELS[:, :2], "x": PIXELS}, "has an array 'x', and the inputs are image, mask"),
         ({"image": PIXELS, "mask": PIXELS[:, :2], "y": PIXELS[:2, 0]}, "one label for each of its 3 rows; 'y' has [2]"),
+        (
+            {"image": PIXELS, "mask": PIXELS[:, :2], "y": np.zeros(3, "i4,f4")},
+            "labels that are numbers or text; 'y' is [",
+        ),
+        ({"image": PIXELS, "mask": PIXELS[:, :2], "y": np.zeros(3, "M8[s]")}, "'y' is datetime64[s]"),
         ({"image": PIXELS, "mask": PIXELS}, "the model takes 'mask' INT64 [-1, 2], and the array has [3, 4]"),
         ({"image": PIXELS, "mask": PIXELS[:, :2] + 0.5}, "input 'mask' is INT64 and cannot hold 0.5 as it is"),
         ({"image": PIXELS, "mask": np.float32(1)}, "has a single value where rows are needed"),

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
+import msgspec
 from comparisons import cell, comparison
 from playwright.sync_api import Browser, Page
 
@@ -33,22 +33,25 @@ def opened(browser: Browser, tmp_path: Path, text: str, **how: Any) -> Opened:
     return Opened(browser, file, **how)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_charts_are_drawn_and_nobody_else_is_asked(browser: Browser, tmp_path: Path, scheme: str) -> None:
-    found = opened(browser, tmp_path, page(comparison()), color_scheme=scheme)
-    for chart in CHARTS:
-        found.page.wait_for_selector(f"#{chart} canvas")
-        painted = found.page.evaluate(
-            "id => { const c = document.querySelector(`#${id} canvas`);"
-            " return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(byte => byte) }",
-            chart,
-        )
-        assert painted, chart
+PAINTED = """id => {
+    const canvas = document.querySelector(`#${id} canvas`);
+    const pixels = canvas && canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return pixels && pixels.some(byte => byte);
+}"""
+
+
+def test_the_charts_are_drawn_by_day_and_night_and_nobody_else_is_asked(browser: Browser, tmp_path: Path) -> None:
+    found = opened(browser, tmp_path, page(comparison()), color_scheme="light")
+    for scheme in ("light", "dark"):
+        found.page.emulate_media(color_scheme=scheme)
+        for chart in CHARTS:
+            found.page.wait_for_selector(f"#{chart} canvas")
+            assert found.page.evaluate(PAINTED, chart), chart  # once: the browser complains of who looks often
+        ground = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = sum(map(int, re.findall(r"\d+", ground)))
+        assert (brightness < 200) == (scheme == "dark")
     assert found.complaints == []
     assert [url for url in found.asked if not url.startswith(("file:", "data:"))] == []
-    ground = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = sum(map(int, re.findall(r"\d+", ground)))
-    assert (brightness < 200) == (scheme == "dark")
 
 
 def test_it_fits_on_a_phone_and_follows_its_window(browser: Browser, tmp_path: Path) -> None:
@@ -101,6 +104,14 @@ def test_a_single_place_is_drawn_too(browser: Browser, tmp_path: Path) -> None:
     found.page.wait_for_selector("#distribution canvas")
     assert not found.page.is_visible("#memory")
     assert found.complaints == []
+
+
+def test_a_machine_that_only_asked_is_called_that() -> None:
+    here = comparison()
+    elsewhere = comparison(settings=msgspec.structs.replace(here.settings, load_before=None))
+    assert ", Linux, 2 CPUs" in page(here)
+    assert ", asked from Linux, 2 CPUs" in page(elsewhere)
+    assert elsewhere.warnings == []
 
 
 def test_the_page_names_no_other_host() -> None:

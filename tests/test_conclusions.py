@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gateway.comparing.agreement import OutputAgreement
 from gateway.comparing.conclusions import amount, groups_of, ranged, warnings
 from gateway.comparing.document import Comparison, Figure, Settings
+from gateway.comparing.pairing import Pair
 from gateway.comparing.spread import contrast, spread
 
 
@@ -65,6 +66,7 @@ def test_text_answers_are_equal_or_not() -> None:
         ),
         ({"cells": [cell(1, 1, answers=(599, 6000))]}, "fewer than 100 answers"),
         ({"cells": [cell(1, 1, errors=(0, 1))]}, "1 request of mine_keras/1 failed"),
+        ({"inputs": [Pair("x", "z", "order", [], unsure=True)]}, "'x' and 'z' do not tell where their channels stand"),
         ({"models": (model("a"), model("b", max_batch_size=1))}, "a/1 takes up to 32 rows together, b/1 1"),
         ({"models": (model("a"), model("b", devices=["cuda:0"]))}, "a/1 is on cpu, b/1 on cuda:0"),
     ],
@@ -81,6 +83,12 @@ def test_what_was_measured_once_is_called_that() -> None:
     assert groups_of(found)[0][1][0] == ("Load time", "100 ms", "200 ms", "2.00", "measured once")
 
 
+def test_what_one_model_has_nothing_of_is_no_times_more() -> None:
+    figure = Figure("gpu_memory_bytes", "Memory on GPU", "B", contrast([0.0] * 6, [2e6] * 6))
+    row = groups_of(comparison(figures=[figure]))[0][1][0]
+    assert (row.a, row.ratio, row.ahead) == ("0 B", "", "mine_torch")
+
+
 def test_a_range_has_its_unit_once() -> None:
     assert ranged(spread([1.0, 2.0, 3.0]), "ms") == "2 (1.5-2.5) ms"
     assert ranged(spread([2.0]), "ms") == "2 ms"
@@ -88,7 +96,7 @@ def test_a_range_has_its_unit_once() -> None:
     assert ranged(spread([1000.0, 2000.0, 3000.0]), "") == "2,000 (1,500-2,500)"
 
 
-@given(st.floats(1e-6, 1e9), st.sampled_from(["s", "B", "ms", "J", ""]))
+@given(st.floats(1e-6, 1e9), st.sampled_from(["s", "B", "ms", ""]))
 def test_an_amount_can_be_read(value: float, unit: str) -> None:
     assert len(amount(value, unit)) < 20
 

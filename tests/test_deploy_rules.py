@@ -1,5 +1,6 @@
 """Prometheus' configuration and rules, by promtool: they are right, and each alert is tested both ways."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,13 @@ def test_an_alert_is_tested_when_it_fires(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_an_alert_is_in_the_documentation_with_its_threshold(name: str) -> None:
+def test_an_alert_is_in_the_documentation_with_its_thresholds(name: str) -> None:
     rows = (ROOT / "docs" / "monitoring.md").read_text().splitlines()
     (row,) = [row for row in rows if row.startswith(f"| `{name}`")]
     assert ALERTS[name].get("for", "at once") in row
     assert ALERTS[name]["labels"]["severity"] in row
+    for limit in map(float, re.findall(r"> (\d[\d.]*)", ALERTS[name]["expr"])):
+        assert limit == 0 or f"more than {limit:g} " in row or f"more than {limit * 100:g} %" in row, limit
 
 
 def test_recorded_series_are_named_by_level_metric_and_operation() -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.comparing.pairing import Pair, layout, paired, rows_at_once
+from gateway.comparing.pairing import Pair, layouts, paired, rows_at_once
 from gateway.errors import RequestError
 from gateway.tensors import TensorSpec
 
@@ -58,14 +58,34 @@ def test_channels_first_become_channels_last_and_back(size: int) -> None:
     first = [2, 3, *range(7, 7 + size - 2)]
     last = [2, *first[2:], 3]
     for one, other in ((first, last), (last, first)):
-        axes = layout([-1, *one[1:]], [-1, *other[1:]])
+        (axes,) = layouts([-1, *one[1:]], [-1, *other[1:]])
         assert axes
         assert np.zeros(one).transpose(axes).shape == tuple(other)
 
 
 @given(st.lists(st.integers(-1, 9), max_size=5))
 def test_a_shape_goes_with_itself_and_with_any(shape: list[int]) -> None:
-    assert layout(shape, shape) == layout(shape, None) == layout(None, shape) == []
+    assert layouts(shape, shape) == layouts(shape, None) == layouts(None, shape) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "orders"),
+    [
+        ((-1, 3, -1, -1), (-1, -1, -1, 3), [[0, 2, 3, 1]]),
+        ((-1, -1, -1, 3), (-1, 3, -1, -1), [[0, 3, 1, 2]]),
+        ((-1, 3, -1, -1), (-1, 3, 224, 224), [[]]),
+        ((-1, 3, -1, -1), (-1, -1, -1, -1), [[], [0, 2, 3, 1], [0, 3, 1, 2]]),
+        ((-1, -1, 8), (-1, -1, -1), [[], [0, 2, 1]]),
+        ((-1, 3, 5), (-1, 4, 5), []),
+    ],
+)
+def test_known_sizes_tell_where_the_channels_stand_as_far_as_they_can(
+    one: tuple[int, ...], other: tuple[int, ...], orders: list[list[int]]
+) -> None:
+    assert layouts(one, other) == orders
+    if orders:
+        (found,) = paired("input", NAMES, [spec("x", shape=one)], [spec("x", shape=other)])
+        assert (found.axes, found.unsure) == (orders[0], len(orders) > 1)
 
 
 def test_rows_are_open_or_as_many_as_a_model_takes_at_once() -> None:

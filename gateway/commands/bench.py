@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from gateway.commands.model import Model
 
 MOST_CONNECTIONS = 512
-BUSY = 0.9
-"""A generator that has so much of its core measures itself."""
 _BINARY_FROM = 1024
 _TICK_SECONDS = 0.25
 _COLUMNS = ("CONNECTIONS", "REQUESTS/S", "P50 ms", "P95 ms", "P99 ms", "ERRORS", "BATCH", "QUEUE ms", "COMPUTE ms")
@@ -127,9 +125,19 @@ class Bar:
         """What is done now."""
         self._progress.update(self._task, description=text)
 
-    def advance(self, seconds: float) -> None:
-        """So much more is done."""
-        self._progress.advance(self._task, seconds)
+    def expect(self, total: float) -> None:
+        """It is not as many seconds as was said at first."""
+        self._progress.update(self._task, total=total)
+
+    async def wait(self, seconds: float) -> None:
+        """Let so many seconds pass, which are done then."""
+        import asyncio  # noqa: PLC0415 - as above
+
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            step = min(left, _TICK_SECONDS)
+            await asyncio.sleep(step)
+            self._progress.advance(self._task, step)
 
 
 def _measured(
@@ -140,11 +148,8 @@ def _measured(
 
     from gateway.commands.load_generator import ClosedLoop, Shot, any_200  # noqa: PLC0415 - as above
 
-    parts = urlsplit(client.url)
-    address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-
     def load() -> ClosedLoop:
-        return ClosedLoop(address, [Shot(shot, any_200)], connections, client.timeout, tls=client.tls())
+        return ClosedLoop(client.address, [Shot(shot, any_200)], connections, client.timeout, tls=client.tls())
 
     bar.say(f"{connections} connection{'s' * (connections != 1)}")
     try:
@@ -170,13 +175,8 @@ def _measured(
 
 async def _run(load: "ClosedLoop", seconds: float, bar: Bar) -> "Tally":
     """What was answered within so many seconds, and what failed then or after."""
-    import asyncio  # noqa: PLC0415 - as above
-
     async with load:
-        end = time.perf_counter() + seconds
-        while (left := end - time.perf_counter()) > 0:
-            await asyncio.sleep(min(left, _TICK_SECONDS))
-            bar.advance(min(left, _TICK_SECONDS))
+        await bar.wait(seconds)
         tally = load.take()
     tally.failures.update(load.tally.failures)
     tally.examples = load.tally.examples | tally.examples
@@ -242,6 +242,8 @@ def _show(title: str, results: list[dict[str, Any]]) -> None:
 
 def _judge(results: list[dict[str, Any]]) -> None:
     """Warnings; CallFailed if nothing was answered rightly."""
+    from gateway.comparing.conclusions import BUSY  # noqa: PLC0415 - as above
+
     for each in results:
         for kind, times in each["kinds_of_errors"].items():
             example = each["examples_of_errors"].get(kind)

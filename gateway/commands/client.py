@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import typer
 
@@ -95,6 +95,12 @@ class Client:
             timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             trust_env=False,
         )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
     def tls(self) -> ssl.SSLContext | None:
         """How the server's certificate is judged; None if the URL is not https. RequestError for a bad --ca-cert."""

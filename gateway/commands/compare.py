@@ -1,6 +1,10 @@
 """`gateway compare`: two models side by side, of whatever framework, and what the difference is worth."""
 
-from contextlib import ExitStack
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,6 +74,8 @@ def compare(
 
     * `gateway compare digits_torch digits_tensorflow`
 
+    Two versions of one model have to be served both: `version_policy: all` in its model.yaml.
+
     * `gateway compare mine/1 mine/2 --data test.npz --batch 1,32 --rounds 12`
 
     * `gateway compare resnet_torch resnet_keras --model-store models`
@@ -81,8 +87,9 @@ def compare(
     from gateway.commands.own_server import own_server  # noqa: PLC0415 - as above
 
     plan = Plan(batches, steps, rounds, seconds, warmup, model_store is not None if reload is None else reload)
-    _writable(out)
     with ExitStack() as stack:
+        stack.enter_context(_folder(out))
+        load = os.getloadavg()[0]
         if model_store is not None:
             if (screen := console(stderr=True)).is_terminal:
                 screen.print("starting a gateway …", style="dim")
@@ -90,23 +97,39 @@ def compare(
         client = stack.enter_context(Client(url, key, ca_cert, insecure=insecure, timeout=timeout))
         bar = Bar(plan.total_seconds)
         with bar:
-            found = run(client, (a, b), data, seed, plan, bar)
-    _write(found, out)
-    if as_json:
-        import msgspec  # noqa: PLC0415 - as above
-
-        print_json(msgspec.to_builtins(found))
-        return
-    _show(found)
-    console().print(f"\n{plain(out / PAGE)} shows it, {plain(out / DOCUMENT)} has all figures")
+            ours = _is_this_machine(client.address[0])
+            found = run(client, (a, b), data, seed, plan, bar, load if ours else None)
+        _show(found, as_json=as_json)  # first, for what took minutes is not to be lost if the disk is full now
+        _write(found, out)
+    if not as_json:
+        console().print(f"\n{plain(out / PAGE)} shows it, {plain(out / DOCUMENT)} has all figures")
 
 
-def _writable(out: Path) -> None:
-    """Make the folder, before a minute is spent on what could not be written."""
+def _is_this_machine(host: str) -> bool:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CallFailed(f"{out} cannot be written: {error.strerror or error}") from None
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """One that can be written, before a minute is spent on what could not be; if nothing comes of it, it goes again."""
+    made: list[Path] = []
+    try:
+        try:
+            made += [each for each in (out, *out.parents) if not each.exists()]
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as error:
+            raise CallFailed(f"{out} cannot be written: {error.strerror or error}") from None
+        yield
+    except BaseException:
+        for each in made:
+            with suppress(OSError):  # it is not empty
+                each.rmdir()
+        raise
 
 
 def _write(found: "Comparison", out: Path) -> None:
@@ -114,14 +137,24 @@ def _write(found: "Comparison", out: Path) -> None:
 
     from gateway.comparing.page import page  # noqa: PLC0415 - as above
 
-    try:
-        (out / DOCUMENT).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-        (out / PAGE).write_text(page(found), encoding="utf-8")
-    except OSError as error:
-        raise CallFailed(f"{out} cannot be written: {error.strerror or error}") from None
+    document = msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
+    for name, content in ((DOCUMENT, document), (PAGE, page(found).encode())):
+        part = out / f".{name}.part"
+        try:
+            part.write_bytes(content)
+            part.replace(out / name)  # at once: the console may read it now
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink()
+            raise CallFailed(f"{out / name} cannot be written: {error.strerror or error}") from None
 
 
-def _show(found: "Comparison") -> None:
+def _show(found: "Comparison", *, as_json: bool) -> None:
+    if as_json:
+        import msgspec  # noqa: PLC0415 - as above
+
+        print_json(msgspec.to_builtins(found))
+        return
     from gateway.comparing.conclusions import groups_of  # noqa: PLC0415 - as above
 
     screen = console()

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from gateway.commands.inputs import cast, random_inputs
-from gateway.comparing.pairing import Pair, described, layout
+from gateway.comparing.pairing import Pair, described, layouts
 from gateway.errors import RequestError
 from gateway.tensors import Array, TensorSpec
 
 LABELS = ("labels", "y")
+_LABELS = "biufSU"
+"""The kinds of numpy's datatypes that a class can be of."""
 _BROKEN = (
     TypeError,
     ValueError,
@@ -67,6 +69,8 @@ def read(path: Path, pairs: Sequence[Pair], a: Sequence[TensorSpec], b: Sequence
     if len(sizes) > 1 or 0 in sizes:
         raise RequestError(f"{path} needs arrays of the same number of rows, at least one; it has {_shapes(given)}")
     (rows,) = sizes
+    if labels is not None and labels.dtype.kind not in _LABELS:
+        raise RequestError(f"{path} needs labels that are numbers or text; '{label}' is {labels.dtype}")
     if labels is not None and labels.shape not in ((rows,), (rows, 1)):
         raise RequestError(f"{path} needs one label for each of its {rows} rows; '{label}' has {list(labels.shape)}")
     for spec in a:
@@ -137,7 +141,7 @@ def _named(path: Path, arrays: dict[str, Array], pairs: Sequence[Pair]) -> dict[
 
 def _goes_into(spec: TensorSpec, array: Array) -> bool:
     """Whether rows of an array are what an input takes; how many at once it takes does not matter here."""
-    return spec.shape is None or layout([-1, *spec.shape[1:]], array.shape) == []
+    return spec.shape is None or [] in layouts([-1, *spec.shape[1:]], array.shape)
 
 
 def _closest(a: TensorSpec, b: TensorSpec, axes: Sequence[int]) -> TensorSpec:

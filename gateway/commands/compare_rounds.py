@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import uvloop
@@ -15,6 +15,8 @@ from gateway.commands.client import Client, model_path, segment
 from gateway.commands.compare_data import Data
 from gateway.commands.load_generator import ClosedLoop, Shot, Tally, any_200
 from gateway.commands.model import Model
+from gateway.commands.own_server import ending_is_an_exception
+from gateway.commands.printing import warn
 from gateway.comparing.document import Cell, Figure
 from gateway.comparing.schedule import order, steps
 from gateway.comparing.spread import contrast, exactly, histogram
@@ -22,7 +24,7 @@ from gateway.errors import CallFailed
 
 SHOTS = 8
 """So many different requests take turns, for a model's time may depend on its data."""
-_TICK_SECONDS, _POLL_SECONDS = 0.25, 0.01
+_POLL_SECONDS = 0.01
 _METRICS = {
     "gateway_instance_ready_seconds": "load_seconds",
     "private": "memory_bytes",
@@ -47,8 +49,11 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """What is done now."""
 
-    def advance(self, seconds: float) -> None:
-        """So much more is done."""
+    def expect(self, total: float) -> None:
+        """It takes so many seconds of load."""
+
+    async def wait(self, seconds: float) -> None:
+        """Let so many of them pass."""
 
 
 class Plan(NamedTuple):
@@ -73,10 +78,14 @@ class Plan(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One of the models, and which version of it was asked for."""
+    """One of the models."""
 
     model: Model
-    version: str | None
+
+    @property
+    def version(self) -> str | None:
+        """Which is asked for, even if others serve too or instead; None if the server does not tell versions."""
+        return self.model.version
 
     @property
     def title(self) -> str:
@@ -97,12 +106,8 @@ class Results:
     def __init__(self, places: Sequence[tuple[int, int]]) -> None:
         self.places = places
         self.cells: list[tuple[list[Measurement], list[Measurement]]] = [([], []) for _ in places]
-        self.scrapes: dict[str, tuple[list[float], list[float]]] = {}
-
-    def note(self, model: int, figures: Scrape) -> None:
-        """What the metrics said of a model in this round."""
-        for name, value in figures.items():
-            self.scrapes.setdefault(name, ([], []))[model].append(value)
+        self.scrapes: list[tuple[Scrape, Scrape]] = []
+        """What the metrics said of both models in each round; in the last one only, if nothing was loaded anew."""
 
 
 def measure(client: Client, sides: tuple[Side, Side], data: Data, plan: Plan, progress: Progress) -> Results:
@@ -111,20 +116,23 @@ def measure(client: Client, sides: tuple[Side, Side], data: Data, plan: Plan, pr
     requests = {
         (model, rows): _shots(client, sides[model], data, model, rows) for model in (0, 1) for rows in plan.batches
     }
-    for number in range(plan.rounds):
-        progress.say(f"round {number + 1} of {plan.rounds}")
-        if plan.reload:
-            _load_anew(client, sides, number)
-        ready = [_scrape(client, side) for side in sides]
-        for step in steps(number, len(plan.places)):
-            rows, connections = plan.places[step.place]
-            found = _measured(client, sides[step.model], requests[step.model, rows], connections, plan, progress)
-            results.cells[step.place][step.model].append(found)
-        for model, side in enumerate(sides):
-            figures = _scrape(client, side)
-            if plan.reload and "memory_bytes" in ready[model]:
-                figures["memory_idle_bytes"] = ready[model]["memory_bytes"]
-            results.note(model, figures)
+    with _left_loaded(client) as unloaded:
+        for number in range(plan.rounds):
+            progress.say(f"round {number + 1} of {plan.rounds}")
+            before: tuple[Scrape, Scrape] = ({}, {})
+            if plan.reload:
+                _load_anew(client, sides, number, unloaded)
+                before = _scraped(client, sides)
+            for step in steps(number, len(plan.places)):
+                rows, connections = plan.places[step.place]
+                found = measured(client, sides[step.model], requests[step.model, rows], connections, plan, progress)
+                results.cells[step.place][step.model].append(found)
+            if plan.reload or number == plan.rounds - 1:
+                after = _scraped(client, sides)
+                for idle, figures in zip(before, after, strict=True):
+                    if "memory_bytes" in idle:
+                        figures["memory_idle_bytes"] = idle["memory_bytes"]
+                results.scrapes.append(after)
     return results
 
 
@@ -138,12 +146,38 @@ def _shots(client: Client, side: Side, data: Data, model: int, rows: int) -> lis
     return [Shot(body, any_200) for body in dict.fromkeys(bodies)]
 
 
-def _load_anew(client: Client, sides: tuple[Side, Side], number: int) -> None:
-    """Unload both models and load them one after the other."""
+def _load_anew(client: Client, sides: tuple[Side, Side], number: int, unloaded: list[str]) -> None:
+    """Unload both models and load them one after the other; `unloaded` are those that are still to be loaded."""
     names = list(dict.fromkeys(sides[model].model.name for model in order(number)))
-    for action in ("unload", "load"):
-        for name in names:
-            client.json("POST", f"/v2/repository/models/{segment(name, 'a model')}/{action}", {})
+    for name in names:
+        unloaded.append(name)
+        _repository(client, name, "unload")
+    for name in names:
+        _repository(client, name, "load")
+        unloaded.remove(name)
+
+
+def _repository(client: Client, name: str, action: str) -> None:
+    client.json("POST", f"/v2/repository/models/{segment(name, 'a model')}/{action}", {})
+
+
+@contextmanager
+def _left_loaded(client: Client) -> Iterator[list[str]]:
+    """Models that are added to the list are loaded in the end, whatever the end is: others may want them."""
+    unloaded: list[str] = []
+    with ending_is_an_exception():
+        try:
+            yield unloaded
+        finally:
+            for name in unloaded:
+                try:
+                    _repository(client, name, "load")
+                except CallFailed as error:
+                    warn(f"{name} was unloaded for this and may still be: {error.message}")
+
+
+def _scraped(client: Client, sides: tuple[Side, Side]) -> tuple[Scrape, Scrape]:
+    return _scrape(client, sides[0]), _scrape(client, sides[1])
 
 
 def _scrape(client: Client, side: Side) -> Scrape:
@@ -168,12 +202,11 @@ def _scrape(client: Client, side: Side) -> Scrape:
     return dict(found)
 
 
-def _measured(
+def measured(
     client: Client, side: Side, shots: list[Shot], connections: int, plan: Plan, progress: Progress
 ) -> Measurement:
-    parts = urlsplit(client.url)
-    address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-    load = ClosedLoop(address, shots, connections, client.timeout, tls=client.tls())
+    """One model under load for once; CallFailed if it gives no right answer."""
+    load = ClosedLoop(client.address, shots, connections, client.timeout, tls=client.tls())
     try:
         found = uvloop.run(_counted(load, plan, progress, client.timeout))
     except TimeoutError:
@@ -188,10 +221,10 @@ def _measured(
 
 async def _counted(load: ClosedLoop, plan: Plan, progress: Progress, patience: float) -> Measurement:
     async with load:
-        await _pass(plan.warmup, progress)
+        await progress.wait(plan.warmup)
         load.take()
         cpu, began = time.process_time(), time.perf_counter()
-        await _pass(plan.seconds, progress)
+        await progress.wait(plan.seconds)
         async with asyncio.timeout(patience):  # for the first answer, if the model is slower than that
             while not load.tally.total:  # noqa: ASYNC110 - the tally is filled without events, for speed
                 await asyncio.sleep(_POLL_SECONDS)
@@ -199,13 +232,6 @@ async def _counted(load: ClosedLoop, plan: Plan, progress: Progress, patience: f
         busy = (time.process_time() - cpu) / (time.perf_counter() - began)
     tally.failures.update(load.tally.failures)  # of what was under way then
     return Measurement(tally, busy)
-
-
-async def _pass(seconds: float, progress: Progress) -> None:
-    end = time.perf_counter() + seconds
-    while (left := end - time.perf_counter()) > 0:
-        await asyncio.sleep(min(left, _TICK_SECONDS))
-        progress.advance(min(left, _TICK_SECONDS))
 
 
 # What it comes to
@@ -238,17 +264,18 @@ def _cell(rows: int, connections: int, a: list[Measurement], b: list[Measurement
     )
 
 
-def figures(results: Results, artifact_bytes: tuple[int, int] | None, *, reloaded: bool) -> list[Figure]:
-    """Those that are known of both models, in the order of _TITLES."""
+def figures(results: Results, artifact_bytes: tuple[int, int] | None) -> list[Figure]:
+    """Those that are known of both models, in the order of _TITLES; of a GPU a model that is on none has 0 bytes."""
     found = []
     for name, title in _TITLES.items():
         if name == "artifact_bytes" and artifact_bytes is not None:
             found.append(Figure(name, title, "B", exactly(*artifact_bytes)))
             continue
-        a, b = results.scrapes.get(name, ([], []))
-        if not a or len(a) != len(b):
-            continue
-        if not reloaded and name != "memory_bytes":  # the same measurement in every round
-            a, b = a[-1:], b[-1:]
-        found.append(Figure(name, title, "s" if name == "load_seconds" else "B", contrast(a, b)))
+        rounds = [each for each in results.scrapes if any(name in side for side in each)]
+        if name == "gpu_memory_bytes":
+            rounds = [({name: 0.0} | a, {name: 0.0} | b) for a, b in rounds if a and b]
+        pairs = [(a[name], b[name]) for a, b in rounds if name in a and name in b]
+        if pairs:
+            unit: Literal["s", "B"] = "s" if name == "load_seconds" else "B"
+            found.append(Figure(name, title, unit, contrast(*map(list, zip(*pairs, strict=True)))))
     return found

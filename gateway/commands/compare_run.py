@@ -18,6 +18,7 @@ from gateway.commands.infer import ask
 from gateway.commands.model import describe
 from gateway.comparing import conclusions
 from gateway.comparing.agreement import Accuracy, OutputAgreement, accuracy, agreement
+from gateway.comparing.conclusions import counted
 from gateway.comparing.document import Comparison, Settings
 from gateway.comparing.document import Model as Described
 from gateway.comparing.pairing import Pair, paired, rows_at_once
@@ -25,22 +26,34 @@ from gateway.errors import CallFailed, RequestError
 from gateway.tensors import Array, Signature, TensorSpec
 
 MADE_UP_ROWS = 64
+_NO_CLASSES = (
+    "The labels are of no use: no output has several scores for each row, or one integer or text of the labels' kind."
+)
 
 
 def run(
-    client: Client, names: tuple[str, str], file: Path | None, seed: int, plan: Plan, progress: Progress
+    client: Client,
+    names: tuple[str, str],
+    file: Path | None,
+    seed: int,
+    plan: Plan,
+    progress: Progress,
+    load_before: float | None,
 ) -> Comparison:
-    """Compare two models given as NAME or NAME/VERSION.
+    """Compare two models given as NAME or NAME/VERSION; `load_before` is None if the gateway is on another machine.
 
     RequestError if they cannot be compared or the data are not for them; CallFailed if the gateway or a model fails.
     """
-    load = round(os.getloadavg()[0], 2)
+    notes = []
     sides = _side(client, names[0]), _side(client, names[1])
     a, b = (_required(side.model.signature(None)) for side in sides)
     inputs = paired("input", names, a, b)
     at_once = rows_at_once([spec.shape for spec in (*a, *b)])
-    if at_once is not None:
+    if at_once is not None and plan.batches != [at_once]:
+        asked = ",".join(map(str, plan.batches))
+        notes.append(f"The models take {counted(at_once, 'row')} at once and nothing else: not --batch {asked}.")
         plan = plan._replace(batches=[at_once])
+        progress.expect(plan.total_seconds)
     rows = max(MADE_UP_ROWS, *plan.batches)
     if file is not None:
         data = compare_data.read(file, inputs, a, b)
@@ -52,30 +65,36 @@ def run(
         data = data.first(data.rows - data.rows % at_once)
     progress.say("answers")
     outputs, agreed, judged = _answers(client, sides, names, data, max(plan.batches))
+    if data.labels is not None and judged is None:
+        notes.append(_NO_CLASSES)
     results = compare_rounds.measure(client, sides, data, plan, progress)
     found = Comparison(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         gateway=__version__,
         machine=f"{platform.system()} {platform.machine()}",
-        settings=Settings(
-            plan.rounds, plan.seconds, plan.warmup, seed, data.source, data.rows, plan.reload, load, os.cpu_count() or 1
-        ),
+        settings=_settings(plan, seed, data, load_before),
         models=(_described(sides[0]), _described(sides[1])),
         inputs=inputs,
         outputs=outputs,
-        figures=compare_rounds.figures(results, _artifact_bytes(client, sides), reloaded=plan.reload),
+        figures=compare_rounds.figures(results, _artifact_bytes(client, sides)),
         cells=compare_rounds.cells(results),
         agreement=agreed,
         accuracy=judged,
     )
-    return msgspec.structs.replace(found, verdict=conclusions.verdict(found), warnings=conclusions.warnings(found))
+    warnings = notes + conclusions.warnings(found)
+    return msgspec.structs.replace(found, verdict=conclusions.verdict(found), warnings=warnings)
+
+
+def _settings(plan: Plan, seed: int, data: Data, load_before: float | None) -> Settings:
+    cpus, load = os.cpu_count() or 1, None if load_before is None else round(load_before, 2)
+    return Settings(plan.rounds, plan.seconds, plan.warmup, seed, data.source, data.rows, plan.reload, load, cpus)
 
 
 def _side(client: Client, name: str) -> Side:
     model, slash, version = name.partition("/")
     if not model or (slash and not version):
         raise RequestError(f"'{name}' is no model; write NAME or NAME/VERSION")
-    return Side(describe(client, model, version or None), version or None)
+    return Side(describe(client, model, version or None))
 
 
 def _required(signature: Signature) -> list[TensorSpec]:

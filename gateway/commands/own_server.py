@@ -1,4 +1,4 @@
-"""A gateway that a command starts for itself: on free loopback ports, and gone when the command is."""
+"""A gateway that a command starts for itself: on free loopback ports, gone when the command is, however that ends."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ import orjson
 
 from gateway.commands.printing import plain
 from gateway.errors import CallFailed, RequestError
+from gateway.ipc.lifeline import die_with_parent
 
 START_SECONDS = 600.0
 """A store of large models takes long; the gateway itself gives each of them up in time."""
@@ -27,7 +29,8 @@ _SAID = 2000
 def own_server(store: Path) -> Iterator[str]:
     """Serve a model store and nothing else: the URL. CallFailed, with its own last words, if it does not start.
 
-    It knows nothing of this command's environment and gateway.yaml: no keys, no certificate.
+    It knows nothing of this command's environment and gateway.yaml: no keys, no certificate. Of a command
+    that is killed nothing but a temporary directory is left.
     """
     if not store.is_dir():
         raise RequestError(f"--model-store {store} is not a directory")
@@ -37,7 +40,7 @@ def own_server(store: Path) -> Iterator[str]:
         command += ["--management-address", "off", "--metrics-address", "off", "--keep-alive-seconds", "600"]
         command += ["--model-store", str(store.resolve()), "--state-directory", str(place / "state")]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
-        with _ending_is_an_exception(), (place / "log").open("wb") as log:
+        with ending_is_an_exception(), (place / "log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - our own program
                 command,
                 stdin=subprocess.DEVNULL,
@@ -46,6 +49,7 @@ def own_server(store: Path) -> Iterator[str]:
                 cwd=place,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the command, which then ends the server in order
+                preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - no other thread of ours runs yet
             )
             try:
                 yield _url(process, place / "log")
@@ -56,10 +60,13 @@ def own_server(store: Path) -> Iterator[str]:
 def _url(process: "subprocess.Popen[bytes]", log: Path) -> str:
     """Where it serves, once it does."""
     late = threading.Timer(START_SECONDS, process.kill)
+    late.daemon = True
     late.start()
     assert process.stdout is not None
-    line = process.stdout.readline()  # or nothing, when it has ended
-    late.cancel()
+    try:
+        line = process.stdout.readline()  # or nothing, when it has ended
+    finally:
+        late.cancel()  # whatever interrupts this: a program waits for its timers
     try:
         url: str = orjson.loads(line)["listeners"]["http"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -81,8 +88,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextlib.contextmanager
-def _ending_is_an_exception() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind this program, as Ctrl-C does, instead of leaving the server behind."""
+def ending_is_an_exception() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind this program, as Ctrl-C does, instead of leaving behind what it has begun."""
 
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)

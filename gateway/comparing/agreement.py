@@ -25,7 +25,7 @@ class OutputAgreement(msgspec.Struct, frozen=True):
     """The largest absolute difference of two numbers; None for what is no number."""
     mean_difference: float | None
     same_class: float | None
-    """The share of rows in which the highest of the row stands in the same place; None where rows are no scores."""
+    """The share of rows in which the highest of the row stands in the same place; None if a row is no list."""
 
 
 class Accuracy(msgspec.Struct, frozen=True):
@@ -52,17 +52,18 @@ def agreement(pair: Pair, datatype: str, a: Array, b: Array) -> OutputAgreement:
     rows = len(a) if a.ndim else 1
     if kind(datatype) not in ("float", "integer"):
         return OutputAgreement(pair.a, pair.b, rows, a.size, int(np.sum(a != b)), None, None, None)
-    x, y = a.astype(np.float64), b.astype(np.float64)
+    integer = kind(datatype) == "integer"
+    exact = np.longdouble if integer else np.float64  # INT64 needs more digits than a float64 has
+    x, y = a.astype(exact), b.astype(exact)
     numbers = np.isfinite(x) & np.isfinite(y)
     apart = np.abs(x[numbers] - y[numbers])
     same = (x == y) | (np.isnan(x) & np.isnan(y))
-    integer = kind(datatype) == "integer"
     return OutputAgreement(
         pair.a,
         pair.b,
         rows,
         a.size,
-        int(np.sum(~same)) if integer else int(np.sum(~same & ~numbers)),
+        int(np.sum(a != b)) if integer else int(np.sum(~same & ~numbers)),
         rounded(float(apart.max())) if apart.size else 0.0,
         rounded(float(apart.mean())) if apart.size else 0.0,
         rounded(float(np.mean(x.argmax(-1) == y.argmax(-1)))) if not integer and _are_scores(a) else None,
@@ -70,27 +71,25 @@ def agreement(pair: Pair, datatype: str, a: Array, b: Array) -> OutputAgreement:
 
 
 def _are_scores(array: Array) -> bool:
-    """Whether the last dimension may be classes."""
-    return array.ndim >= 2 and array.shape[-1] >= 2 and array.size > 0
+    """Whether each row may be scores of classes."""
+    return array.ndim == 2 and array.shape[-1] >= 2 and array.size > 0
 
 
 def classes(array: Array) -> Array | None:
     """The class that each row of an output says; None if it says none."""
     numeric = array.dtype.kind in "fV"
     if numeric:
-        return array.astype(np.float64).argmax(-1) if array.ndim == 2 and _are_scores(array) else None
+        return array.astype(np.float64).argmax(-1) if _are_scores(array) else None
     return array.reshape(-1) if array.ndim and array.size == len(array) else None
 
 
-def accuracy(outputs: Sequence[tuple[str, Array, Array]], labels: Array) -> Accuracy:
-    """How often the first output that says classes says the label's; RequestError if none does."""
+def accuracy(outputs: Sequence[tuple[str, Array, Array]], labels: Array) -> Accuracy | None:
+    """How often the first output that says classes, of the labels' kind, says the label's; None if none does."""
     for name, a, b in outputs:
         ours, theirs = classes(a), classes(b)
         if ours is not None and theirs is not None and _comparable(ours, labels) and _comparable(theirs, labels):
             return _accuracy(name, _right(ours, labels), _right(theirs, labels))
-    raise RequestError(
-        "the labels are of no use: no output has a score for each class, or a class, of the labels' kind"
-    )
+    return None
 
 
 def _accuracy(name: str, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> Accuracy:
@@ -100,7 +99,7 @@ def _accuracy(name: str, a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> 
 
 
 def _comparable(said: Array, labels: Array) -> bool:
-    return (said.dtype == object) == (labels.dtype.kind in "USO")
+    return (said.dtype == object) == (labels.dtype.kind in "US")
 
 
 def _right(said: Array, labels: Array) -> npt.NDArray[np.bool_]:

@@ -31,9 +31,10 @@ def amount(value: float, unit: str) -> str:
 
 
 def times(contrast: Contrast) -> str:
-    """How many times the smaller of two figures the larger is: 1.3x."""
-    ratio = contrast.ratio or 0.0
-    ratio = 1 / ratio if 0 < ratio < 1 else ratio
+    """How many times the smaller of two figures the larger is: 1.3x; empty if the smaller is 0."""
+    if not contrast.ratio:
+        return ""
+    ratio = max(contrast.ratio, 1 / contrast.ratio)
     return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.2f}x" if ratio < 2 else f"{ratio:.1f}x"
 
 
@@ -113,7 +114,8 @@ def _less(figure: Figure, names: tuple[str, str], words: str) -> str:
     if winner := ahead(contrast, "less"):
         ours, theirs = (contrast.a, contrast.b) if winner == "a" else (contrast.b, contrast.a)
         shown = words.format(amount(ours.median, figure.unit), amount(theirs.median, figure.unit))
-        return f"{names[winner == 'b']} {shown} ({times(contrast)})."
+        more = times(contrast)
+        return f"{names[winner == 'b']} {shown}{f' ({more})' if more else ''}."
     a, b = (amount(each.median, figure.unit) for each in (contrast.a, contrast.b))
     rounds = len(contrast.a.rounds)
     why = (
@@ -141,7 +143,7 @@ def _answers(found: Comparison, names: tuple[str, str]) -> str:
         if output.same_class is not None:
             part = "all" if output.same_class == 1 else f"{output.same_class:.1%} of"
             said.append(f"name the same class in {part} {output.rows} rows{where}")
-        if output.max_difference is not None:
+        if output.max_difference:
             said.append(f"differ by at most {output.max_difference:.2g}{where}")
         if output.unequal:
             said.append(f"differ in {output.unequal} of {output.elements} elements{where}")
@@ -161,7 +163,7 @@ def warnings(found: Comparison) -> list[str]:
             f"from {FEWEST_ROUNDS} on they can."
         )
     settings = found.settings
-    if settings.load_before > BUSY_MACHINE * settings.cpus:
+    if settings.load_before is not None and settings.load_before > BUSY_MACHINE * settings.cpus:
         said.append(
             f"Other programs kept the machine busy when this began (a load of {settings.load_before:.1f} on "
             f"{counted(settings.cpus, 'CPU')}): the figures are worse than they could be, and the noise is larger."
@@ -183,6 +185,12 @@ def warnings(found: Comparison) -> list[str]:
         for model, errors in zip(found.models, cell.errors, strict=True):
             if errors:
                 said.append(f"With {place(cell)} {counted(errors, 'request')} of {model.title} failed.")
+    said += [
+        f"The known sizes of '{pair.a}' and '{pair.b}' do not tell where their channels stand: they were taken "
+        + (f"as transposed by {pair.axes}." if pair.axes else "to be laid out alike.")
+        for pair in (*found.inputs, *found.outputs)
+        if pair.unsure
+    ]
     return said + _unequal(found)
 
 
@@ -258,7 +266,7 @@ def _row(title: str, contrast: Contrast, unit: str, better: Literal["less", "mor
     single = len(contrast.a.rounds) == 1 and not contrast.exact
     who = "neither" if contrast.exact else "measured once" if single else "within noise"
     if winner:
-        who = f"{names[winner == 'b']}, {times(contrast)}"
+        who = ", ".join(filter(None, (names[winner == "b"], times(contrast))))
     ratio = "" if contrast.ratio is None else f"{contrast.ratio:.2f}"
     return Row(title, ranged(contrast.a, unit), ranged(contrast.b, unit), ratio, who)
 

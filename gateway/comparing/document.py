@@ -35,7 +35,7 @@ class Figure(msgspec.Struct, frozen=True):
     name: str
     """Such as load_seconds."""
     title: str
-    unit: Literal["s", "B", "J"]
+    unit: Literal["s", "B"]
     contrast: Contrast
 
 
@@ -69,9 +69,10 @@ class Settings(msgspec.Struct, frozen=True):
     rows_of_data: int
     reloaded: bool
     """Whether every round began with loading both models anew."""
-    load_before: float
-    """How many processes wanted a CPU of this machine in the minute before."""
+    load_before: float | None
+    """How many processes wanted a CPU of this machine in the minute before; None if the gateway is on another one."""
     cpus: int
+    """Of this machine."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -92,6 +93,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str
     """Version of the program."""
     machine: str
+    """That the command ran on; it may not be the gateway's."""
     settings: Settings
     models: tuple[Model, Model]
     inputs: list[Pair]

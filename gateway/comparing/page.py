@@ -15,9 +15,12 @@ from gateway.comparing.document import Comparison, Model
 _STATIC = Path(__file__).parents[1] / "static"
 _SCRIPTS = ("uplot/uPlot.iife.min.js", "compare/report.js")
 _CHARTS = {
-    "latency": ("Latency", "Milliseconds to an answer: medians over the rounds, their middle half shaded; p99 dashed."),
+    "latency": (
+        "Latency",
+        "Milliseconds to an answer: medians, the middle half of rounds shaded; dashed: p99 of the fewest connections.",
+    ),
     "throughput": ("Throughput", "Rows a second by rows of a request; the middle half of the rounds shaded."),
-    "memory": ("Memory", "What only the model's process has, in MB."),
+    "memory": ("Memory", "What only the model's process has, and its files on disk, in MB."),
     "distribution": ("All answers", "How often which latency was seen with the smallest requests, over all rounds."),
 }
 _NOISE = (
@@ -133,8 +136,9 @@ def _row(row: Row) -> str:
 def _how(found: Comparison) -> str:
     settings = found.settings
     loaded = ", each begun by loading both models anew" if settings.reloaded else ""
+    asked = "asked from " if settings.load_before is None else ""
     facts = [
-        ("When, where", f"{found.created}, {found.machine}, {settings.cpus} CPUs, gateway {found.gateway}"),
+        ("When, where", f"{found.created}, {asked}{found.machine}, {settings.cpus} CPUs, gateway {found.gateway}"),
         ("Rounds", f"{settings.rounds}{loaded}; {settings.seconds:g} s for each model, rows and connections"),
         ("Requests", f"binary tensors, {settings.rows_of_data} rows of data ({settings.data})"),
         ("Inputs", _pairs((pair.a, pair.b, pair.axes) for pair in found.inputs)),

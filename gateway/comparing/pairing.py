@@ -21,6 +21,8 @@ class Pair(msgspec.Struct, frozen=True):
     by: Literal["name", "order"]
     axes: list[int] = []
     """How to transpose a's to have b's, where one has the channels first and the other last; empty: not at all."""
+    unsure: bool = False
+    """Whether other axes would fit as well, for the sizes that are known do not tell."""
 
 
 def kind(datatype: str) -> str:
@@ -53,13 +55,13 @@ def paired(what: str, names: tuple[str, str], a: Sequence[TensorSpec], b: Sequen
 
 
 def _pair(what: str, names: tuple[str, str], a: TensorSpec, b: TensorSpec, by: Literal["name", "order"]) -> Pair:
-    axes = layout(a.shape, b.shape) if kind(a.datatype) == kind(b.datatype) else None
-    if axes is None:
+    orders = layouts(a.shape, b.shape) if kind(a.datatype) == kind(b.datatype) else []
+    if not orders:
         raise RequestError(
             f"the models cannot be compared: {what} {described(a)} of {names[0]} and {described(b)} of {names[1]} "
             "do not go together"
         )
-    return Pair(a.name, b.name, by, axes)
+    return Pair(a.name, b.name, by, orders[0], unsure=len(orders) > 1)
 
 
 def described(spec: TensorSpec) -> str:
@@ -67,21 +69,32 @@ def described(spec: TensorSpec) -> str:
     return f"'{spec.name}' {spec.datatype} {'of any shape' if spec.shape is None else list(spec.shape)}"
 
 
-def layout(a: Sequence[int] | None, b: Sequence[int] | None) -> list[int] | None:
-    """The axes by which a tensor of one shape becomes one of the other; [] if it is one already, None if never."""
-    if a is None or b is None or _fits(a, b):
+def layouts(a: Sequence[int] | None, b: Sequence[int] | None) -> list[list[int]]:
+    """The axes by which a tensor of one shape becomes one of the other, [] being those it has; nothing if none do.
+
+    Several only where most of the known sizes, and as many with each, meet their equals: as it stands comes first then.
+    """
+    if a is None or b is None or tuple(a) == tuple(b):
+        return [[]]
+    if len(a) != len(b):
         return []
-    if len(a) != len(b) or len(a) < _LAYOUTS_FROM:
-        return None
-    last = len(a) - 1
-    for axes in ([0, *range(2, last + 1), 1], [0, last, *range(1, last)]):
-        if _fits([a[axis] for axis in axes], b):
-            return axes
-    return None
+    orders: list[list[int]] = [[]]
+    if len(a) >= _LAYOUTS_FROM:
+        last = len(a) - 1
+        to_last, to_first = [0, *range(2, last + 1), 1], [0, last, *range(1, last)]
+        orders += [to_last] if to_last == to_first else [to_last, to_first]
+    fitting = [(axes, turned) for axes in orders if _fits(turned := [a[axis] for axis in axes] if axes else a, b)]
+    most = max((_equals(turned, b) for _, turned in fitting), default=0)
+    return [axes for axes, turned in fitting if _equals(turned, b) == most]
 
 
 def _fits(a: Sequence[int], b: Sequence[int]) -> bool:
     return len(a) == len(b) and all(x == y or x < 0 or y < 0 for x, y in zip(a, b, strict=True))
+
+
+def _equals(a: Sequence[int], b: Sequence[int]) -> int:
+    """In how many places both shapes say the same size."""
+    return sum(x == y >= 0 for x, y in zip(a, b, strict=True))
 
 
 def rows_at_once(shapes: Sequence[Sequence[int] | None]) -> int | None:
