@@ -1,3 +1,5 @@
+import gc
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -73,6 +75,25 @@ def test_a_call_that_cannot_be_answered_says_why_and_is_not_kept() -> None:
     assert call is not None
     assert isinstance(call.target, ModelNotFound)
     assert known.get(b"/v2/models/other/infer") is None
+
+
+def test_a_call_without_an_answer_goes_with_its_last_user() -> None:
+    """Routing tables change often, and must not stay until the garbage collector comes."""
+
+    def ask(table: RoutingTable) -> None:
+        call = Calls(table).find(b"/v2/models/nobody/infer")  # held by the very frame that the error would remember
+        assert call is not None
+        assert isinstance(call.target, ModelNotFound)
+
+    table = table_of("m", 1)
+    gone = weakref.ref(table)
+    gc.disable()
+    try:
+        ask(table)
+        del table
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_kept_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

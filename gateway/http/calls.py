@@ -74,7 +74,7 @@ class Split:
             # Meanwhile it may go: then any version will do, as the client has named none.
             return Call(self._dialect, (self._model, None), table.target(*wish))
         except GatewayError as error:
-            return Call(self._dialect, wish, error)
+            return Call(self._dialect, wish, error.with_traceback(None))  # see Calls.find
 
 
 def spread(shares: Mapping[int, int]) -> list[int]:
@@ -123,7 +123,9 @@ class Calls:
         try:
             target = self._table.target(*wish)
         except GatewayError as error:
-            return Call(dialect, wish, error)  # not kept: errors are raised, and remember where
+            # Not kept, for errors are raised. Where this one was it must not remember: the frames there hold the call,
+            # so that call, routing table and connection would stay until the collector comes.
+            return Call(dialect, wish, error.with_traceback(None))
         call = Call(dialect, wish, target)
         if len(path) <= LONGEST_PATH:
             if len(self._known) >= CALLS:
