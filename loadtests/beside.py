@@ -13,38 +13,53 @@ from pathlib import Path
 import uvloop
 from client import ClosedLoop, OpenLoop, Shot, Tally, any_200, request
 from report import Report, arguments
-from running import Running, running, workplace
+from running import Running, running, until, workplace
 
 SHIPPED = Path(__file__).parents[1] / "model_store"
-PLAIN, SHADOWED, SHADOW = "plain", "shadowed", "digits_tensorflow"
+MODEL, SHADOW = "digits_torch", "digits_tensorflow"
+SWITCH_SECONDS = 20.0
 MOST = 1.02
 """Of a latency with, to that without; of a throughput without, to that with."""
 
 
-def build(store: Path, percent: float) -> None:
-    """The same model twice, once with a shadow of the other framework."""
-    for name in (PLAIN, SHADOWED):
-        shutil.copytree(SHIPPED / "digits_torch", store / name)
-    shutil.copytree(SHIPPED / SHADOW, store / SHADOW)
-    with (store / SHADOWED / "model.yaml").open("a") as file:
-        file.write(f"\nshadow: {{model: {SHADOW}, percent: {percent:g}}}\n")
+class Switch:
+    """Gives the one model a shadow of the other framework, and takes it away again, while it serves on."""
+
+    def __init__(self, gateway: Running, store: Path) -> None:
+        self._gateway = gateway
+        self._file = store / MODEL / "model.yaml"
+        self._plain = self._file.read_text()
+
+    def turn(self, percent: float) -> None:
+        """Return when so many requests are copied; 0: none."""
+        new = self._file.with_name("new")
+        shadow = f"\nshadow: {{model: {SHADOW}, percent: {percent:g}}}\n" if percent else ""
+        new.write_text(self._plain + shadow)
+        new.rename(self._file)
+        until(lambda: self._percent() == percent, SWITCH_SECONDS, "in force")
+
+    def _percent(self) -> float:
+        status, body = self._gateway.call("GET", f"/v2/models/{MODEL}")
+        if status != 200:
+            raise RuntimeError(f"the model's metadata answered {status}: {body[:200]!r}")
+        return float(json.loads(body)["parameters"].get("shadow", {}).get("percent", 0))
 
 
-def shot(model: str) -> Shot:
+def shot() -> Shot:
     """A request of one row."""
     row = [round(at / 64, 3) for at in range(64)]
     body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64], "data": row}]}
-    return Shot(request("POST", f"/v2/models/{model}/infer", json.dumps(body).encode()), any_200)
+    return Shot(request("POST", f"/v2/models/{MODEL}/infer", json.dumps(body).encode()), any_200)
 
 
-async def at_a_rate(gateway: Running, model: str, args: argparse.Namespace) -> Tally:
+async def at_a_rate(gateway: Running, args: argparse.Namespace) -> Tally:
     """One round at a constant rate."""
-    return await OpenLoop(gateway.address, [shot(model)], args.rate, args.connections).run(args.seconds)
+    return await OpenLoop(gateway.address, [shot()], args.rate, args.connections).run(args.seconds)
 
 
 async def as_fast_as_it_goes(gateway: Running, args: argparse.Namespace) -> Tally:
     """One round in a closed loop."""
-    return await ClosedLoop(gateway.address, [shot(PLAIN)], args.connections).run(args.seconds)
+    return await ClosedLoop(gateway.address, [shot()], args.connections).run(args.seconds)
 
 
 @contextlib.asynccontextmanager
@@ -81,18 +96,20 @@ def paired(report: Report, name: str, pairs: list[tuple[float, float]]) -> float
     return middle
 
 
-async def shadow(gateway: Running, args: argparse.Namespace, report: Report) -> None:
+async def shadow(gateway: Running, switch: Switch, args: argparse.Namespace, report: Report) -> None:
     """Rounds with and without in turn, at a constant rate."""
-    tallies: dict[str, list[Tally]] = {PLAIN: [], SHADOWED: []}
+    tallies: dict[bool, list[Tally]] = {False: [], True: []}
     for turn in range(args.rounds):
-        for model in (PLAIN, SHADOWED)[:: -1 if turn % 2 else 1]:
-            tallies[model].append(await at_a_rate(gateway, model, args))
+        for shadowed in (False, True)[:: -1 if turn % 2 else 1]:
+            await asyncio.to_thread(switch.turn, args.percent if shadowed else 0)
+            tallies[shadowed].append(await at_a_rate(gateway, args))
+    await asyncio.to_thread(switch.turn, 0)
     failed = sum(tally.failed for each in tallies.values() for tally in each)
     report.bar("shadow: failed requests", failed, "0", failed == 0)
     for percent in (50, 95, 99):
         pairs = [
             (with_one.percentile(percent), without.percentile(percent))
-            for with_one, without in zip(tallies[SHADOWED], tallies[PLAIN], strict=True)
+            for with_one, without in zip(tallies[True], tallies[False], strict=True)
         ]
         ratio = paired(report, f"shadow, p{percent}", pairs)
         name = f"p{percent} at {args.rate:g}/s with a shadow of {args.percent:g} % to without"
@@ -100,12 +117,9 @@ async def shadow(gateway: Running, args: argparse.Namespace, report: Report) -> 
             report.bar(name, ratio, f"<= {MOST}", ratio <= MOST)
         else:
             report.figure(name, ratio)
-    metrics = await asyncio.to_thread(gateway.metrics)
-    copies = metrics.by("gateway_shadow_requests_total", "outcome")
-    report.figure(
-        "copies of a thousand requests", 1000 * sum(copies.values()) / sum(t.total for t in tallies[SHADOWED])
-    )
-    for outcome, number in sorted(copies.items()):
+    found = (await asyncio.to_thread(gateway.metrics)).by("gateway_shadow_requests_total", "outcome")
+    report.figure("copies of a thousand requests", 1000 * sum(found.values()) / sum(t.total for t in tallies[True]))
+    for outcome, number in sorted(found.items()):
         report.figure(f"copies that {outcome}", number)
 
 
@@ -135,11 +149,12 @@ def main() -> int:
     report = Report("A shadow, and browsers that show the console")
     with workplace() as directory:
         store = directory / "store"
-        build(store, args.percent)
+        for model in (MODEL, SHADOW):
+            shutil.copytree(SHIPPED / model, store / model)
         with running(store) as gateway:
             report.say("serving")
-            for part in (shadow, console):
-                uvloop.run(part(gateway, args, report))
+            uvloop.run(shadow(gateway, Switch(gateway, store), args, report))
+            uvloop.run(console(gateway, args, report))
     return report.finish(args.json)
 
 

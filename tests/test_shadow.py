@@ -74,6 +74,12 @@ def test_another_version_of_the_same_model_is_served_for_it(server: Any, helpers
     assert told(server, "mlp") == 1  # the shadow has none of its own
 
 
+def test_the_metadata_tell_of_it(server: Any) -> None:
+    shadow = server.http.get("/v2/models/digits_torch").json()["parameters"]["shadow"]
+    assert shadow == {"percent": 100, "model": "digits_tensorflow", "version": None, "tolerance": 1e-3}
+    assert "shadow" not in server.http.get("/v2/models/digits_tensorflow").json()["parameters"]
+
+
 def test_every_dialect_casts_one(server: Any, helpers: Any) -> None:
     before = told(server, "mlp", outcome="agreed")
     assert server.http.post("/v1/models/mlp:predict", json={"instances": [[0.5] * 16]}).status_code == 200

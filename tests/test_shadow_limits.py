@@ -118,26 +118,31 @@ class Bench:
 
 
 @pytest.fixture
-async def bench() -> Bench:
+async def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.002)
     return Bench()
 
 
-async def test_few_are_computed_and_some_wait_and_the_others_are_dropped(
+async def test_some_are_sent_together_and_some_wait_and_the_others_are_dropped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WAITING", 5)
-    for number in range(module.UNDER_WAY):
+    for _ in range(3):
         bench.see()
-        await bench.sent(number + 1)
-    for _ in range(5):
+    await bench.sent(3)
+    monkeypatch.setattr(module, "WAITING", 10)
+    for _ in range(10):
         bench.see()
-    assert len(bench.channel.asked) == module.UNDER_WAY
     assert bench.told == {}
     bench.see()
     assert bench.told == {"dropped": 1}
-    bench.channel.asked[0](answer(1.0))
-    await bench.sent(module.UNDER_WAY + 1)
-    assert bench.told == {"dropped": 1, "agreed": 1}
+    for each in bench.channel.asked[:2]:
+        each(answer(1.0))
+    await asyncio.sleep(0.02)  # several pauses' time
+    assert len(bench.channel.asked) == 3  # the third is not done
+    bench.channel.asked[2](answer(1.0))
+    await bench.sent(3 + module.TOGETHER)
+    assert len(bench.channel.asked) == 3 + module.TOGETHER
+    assert bench.told == {"dropped": 1, "agreed": 3}
 
 
 async def test_large_requests_are_not_copied(bench: Bench) -> None:

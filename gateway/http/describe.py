@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.http.wishes import LAST_PRIORITY
 from gateway.ipc.framing import DEFAULT_PRIORITY
 from gateway.ipc.messages import VersionRoute
@@ -31,6 +33,7 @@ def metadata(target: Target, versions: Sequence[int]) -> dict[str, Any]:
     route, ready = target.route, target.route.ready
     assert ready is not None
     signature = ready.signatures[ready.default_signature]
+    shadow = route.config.shadow
     return {
         "name": target.model,
         "versions": [str(version) for version in versions],
@@ -45,6 +48,7 @@ def metadata(target: Target, versions: Sequence[int]) -> dict[str, Any]:
             "batching": ready.batching.reason,
             "notes": ready.notes,
             "sandbox": ready.sandbox,
+            **({} if shadow is None else {"shadow": msgspec.to_builtins(shadow)}),
             "default_signature": ready.default_signature,
             "signatures": {
                 name: {

@@ -25,16 +25,17 @@ from gateway.tensors import Buffer
 
 log = logging.getLogger("gateway.shadow")
 
-UNDER_WAY = 4
+TOGETHER = 8
+PAUSE_SECONDS = 0.2
+"""Copies wait so long for others, so many are sent together: one execution and one look at the answers disturb live
+requests that share the cores less often than eight would."""
 WAITING = 64
 WAITING_BYTES = 8 << 20
-"""Of one version's copies so many are computed or compared at once, so many wait; what comes beyond is dropped."""
+"""Of one version's copies so many wait; what comes beyond is dropped."""
 MOST_BYTES = 2 << 20
 """Of a request and its answer: copying takes the event loop a millisecond for each MiB."""
 SHARE_OF_QUEUE = 4
 """Copies leave all but this part of the shadow's own queue to its own callers."""
-PAUSE_SECONDS = 0.002
-"""A copy waits so long at least: the answers that arrived together with its own go out first."""
 FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 10.0, 600.0
 """After a copy that ended the shadow's process none is sent for a while, twice as long each time in a row."""
 LAST = 100
@@ -95,7 +96,7 @@ class Shadow:
             return
         self._bytes += copy.size
         self._waiting.append(copy)
-        self._go_on(PAUSE_SECONDS)
+        self._go_on()
 
     def _copy(
         self, header: bytes, payload: Sequence[Buffer], rows: int, channel: Channel, reply: Reply, sent: float
@@ -111,20 +112,21 @@ class Shadow:
         outputs = [(one, bytes(raw)) for one, raw in zip(reply.header.outputs, reply.tensors, strict=True)]
         return _Copy(self.live, decoded, inputs, rows, outputs, reply.received - sent, size)
 
-    def _go_on(self, seconds: float = 0.0) -> None:
-        if not self._begun and self._waiting and self._under_way < UNDER_WAY:
+    def _go_on(self) -> None:
+        """See to it that what waits is sent, when those that were sent are done."""
+        if not self._begun and self._waiting and not self._under_way:
             self._begun = True
-            self._loop.call_later(seconds, self._send_next)
+            self._loop.call_later(PAUSE_SECONDS if len(self._waiting) < TOGETHER else 0.0, self._send_some)
 
-    def _send_next(self) -> None:
-        """Send a copy; one in each turn of the event loop."""
+    def _send_some(self) -> None:
         self._begun = False
-        copy = self._waiting.popleft()
-        self._bytes -= copy.size
-        try:
-            self._send(copy)
-        except GatewayError:
-            self._count("failed")
+        for _ in range(min(TOGETHER, len(self._waiting))):
+            copy = self._waiting.popleft()
+            self._bytes -= copy.size
+            try:
+                self._send(copy)
+            except GatewayError:
+                self._count("failed")
         self._go_on()
 
     def _send(self, copy: _Copy) -> None:
