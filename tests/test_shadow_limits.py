@@ -109,6 +109,13 @@ class Bench:
         assert shadow is not None
         shadow.see(header, [bytes(4 * numbers)], 1, self.live_channel, reply or answer(*[1.0] * numbers), 0.0)
 
+    async def all_told(self, **outcomes: int) -> None:
+        """Wait until so much has become of the copies."""
+        async with asyncio.timeout(PATIENCE):
+            while sum(self.told.values()) < sum(outcomes.values()):  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.001)
+        assert self.told == outcomes
+
     async def sent(self, number: int) -> None:
         """Wait until so many copies were sent."""
         async with asyncio.timeout(PATIENCE):
@@ -165,10 +172,7 @@ async def test_what_waits_is_bounded_in_bytes(bench: Bench, monkeypatch: pytest.
 async def test_the_shadows_own_callers_keep_three_quarters_of_its_queue(bench: Bench) -> None:
     bench.channel.max_rows, bench.channel.rows = 8, 3
     bench.see()
-    async with asyncio.timeout(PATIENCE):
-        while not bench.told:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.001)
-    assert bench.told == {"dropped": 1}
+    await bench.all_told(dropped=1)
     bench.channel.rows = 2
     bench.see()
     await bench.sent(1)
@@ -201,11 +205,11 @@ async def test_an_answer_that_is_none_differs(bench: Bench) -> None:
         bench.see()
         await bench.sent(number + 1)
         bench.channel.asked[number](reply)
-    assert bench.told == {"differed": 3}
+    await bench.all_told(differed=3)
     bench.see(reply=answer(1.0, shape=(-1,)))
     await bench.sent(4)
     bench.channel.asked[3](answer(1.0, shape=(-1,)))
-    assert bench.told == {"differed": 4}
+    await bench.all_told(differed=4)
     assert bench.counters.classes == {}
 
 
@@ -213,7 +217,7 @@ async def test_what_is_no_number_does_not_spoil_the_sum_of_the_differences(bench
     bench.see()
     await bench.sent(1)
     bench.channel.asked[0](answer(float("nan")))
-    assert bench.told == {"differed": 1}
+    await bench.all_told(differed=1)
     assert (bench.counters.difference.counts[-1], bench.counters.difference.total) == (1, 0.0)
 
 
@@ -260,7 +264,4 @@ async def test_large_answers_are_compared_beside_the_event_loop(bench: Bench, mo
     bench.channel.asked[0](answer(1.0))
     assert submitted.is_set()
     assert bench.told == {}  # not compared yet, and so still under way
-    async with asyncio.timeout(PATIENCE):
-        while not bench.told:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.001)
-    assert bench.told == {"agreed": 1}
+    await bench.all_told(agreed=1)

@@ -73,6 +73,7 @@ class Shadow:
         self._counters = counters
         self._threads = threads
         self._waiting: deque[_Copy] = deque()
+        self._answers: deque[tuple[_Copy, float, Outputs]] = deque()
         self._bytes = 0
         self._under_way = 0
         self._begun = False
@@ -172,10 +173,19 @@ class Shadow:
         seconds = reply.received - sent
         theirs = [(one, bytes(raw)) for one, raw in zip(reply.header.outputs, reply.tensors, strict=True)]
         if copy.size + reply.header.size <= COMPARE_HERE:
-            self._compared(copy, seconds, _agreement(copy, theirs, self.config.tolerance))
+            self._answers.append((copy, seconds, theirs))
+            if len(self._answers) == 1:
+                self._loop.call_soon(self._compare_next)
             return
         work = self._loop.run_in_executor(self._threads, _agreement, copy, theirs, self.config.tolerance)
         work.add_done_callback(lambda done: self._compared(copy, seconds, done.result()))
+
+    def _compare_next(self) -> None:
+        """Compare one answer in each turn of the event loop, for live requests to have theirs between."""
+        copy, seconds, theirs = self._answers.popleft()
+        self._compared(copy, seconds, _agreement(copy, theirs, self.config.tolerance))
+        if self._answers:
+            self._loop.call_soon(self._compare_next)
 
     def _compared(self, copy: _Copy, seconds: float, agreement: Agreement) -> None:
         counters, difference = self._counters, agreement.difference

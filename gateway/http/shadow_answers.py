@@ -1,5 +1,6 @@
 """Whether two models have answered the same: their outputs beside each other, as frames bring them."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,8 +55,9 @@ def compare(mine: Outputs, theirs: Outputs, tolerance: float) -> Agreement:
             agrees = False
         elif count := element_count(header.shape):
             one, two = _numbers(header, raw), _numbers(their_header, their_raw)
-            agrees = agrees and bool(np.allclose(two, one, rtol=tolerance, atol=tolerance, equal_nan=True))
-            differences.append(_largest_difference(one, two))
+            near, difference = _apart(one, two, tolerance)
+            agrees = agrees and near
+            differences.append(difference)
             if len(header.shape) > 1 and header.shape[-1] > 1:
                 alike = int(np.count_nonzero(one.argmax(axis=-1) == two.argmax(axis=-1)))
                 same, other = same + alike, other + count // header.shape[-1] - alike
@@ -83,8 +85,16 @@ def _numbers(header: TensorHeader, raw: Buffer) -> Numbers:
     return np.frombuffer(raw, DTYPES[header.datatype]).astype(np.float64).reshape(header.shape)
 
 
-def _largest_difference(one: Numbers, two: Numbers) -> float:
+def _apart(one: Numbers, two: Numbers, tolerance: float) -> tuple[bool, float]:
+    """Whether all numbers are near each other, and the largest difference.
+
+    np.allclose says the same of finite numbers and takes three times as long.
+    """
     with np.errstate(invalid="ignore"):
         apart = np.abs(one - two)
+    most = float(apart.max())
+    if math.isfinite(most):
+        return bool((apart <= tolerance * (1.0 + np.abs(one))).all()), most
     apart[np.isnan(one) & np.isnan(two) | (one == two)] = 0.0  # infinities among them
-    return float(np.nan_to_num(apart, nan=np.inf).max())
+    near = bool(np.allclose(two, one, rtol=tolerance, atol=tolerance, equal_nan=True))
+    return near, float(np.nan_to_num(apart, nan=np.inf).max())
