@@ -117,6 +117,12 @@ async def shadow(gateway: Running, switch: Switch, args: argparse.Namespace, rep
             report.bar(name, ratio, f"<= {MOST}", ratio <= MOST)
         else:
             report.figure(name, ratio)
+    pooled = {shadowed: Tally() for shadowed in tallies}
+    for shadowed, each in tallies.items():
+        for tally in each:
+            pooled[shadowed].add(tally)
+    report.figure("the same of all rounds together", pooled[True].percentile(99) / pooled[False].percentile(99))
+    report.figure("p99 without", pooled[False].percentile(99), "ms")
     found = (await asyncio.to_thread(gateway.metrics)).by("gateway_shadow_requests_total", "outcome")
     report.figure("copies of a thousand requests", 1000 * sum(found.values()) / sum(t.total for t in tallies[True]))
     for outcome, number in sorted(found.items()):
