@@ -39,6 +39,7 @@ def access_to(*keys: Key) -> Access:
         ("http", "/console/static/console/app.js", Need(None)),
         ("http", "/console/events", Need("metrics", everything=True)),
         ("http", "/console/else", Need("infer")),
+        ("management", "/metrics", Need("admin", everything=True)),
         ("management", "/console", Need("admin", everything=True)),
         ("metrics", "/console", Need("metrics", everything=True)),
         ("http", "/docs", Need("infer")),

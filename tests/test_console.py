@@ -188,13 +188,13 @@ def test_a_key_dialog_that_is_left_changes_nothing(visit: Any) -> None:
     page.get_by_role("button", name="API key").click()
     page.get_by_label("Key", exact=True).fill("gw_key")
     page.get_by_role("button", name="Use").click()
-    assert page.evaluate("sessionStorage.length") == 1
+    page.wait_for_function("sessionStorage.length === 1")
     page.get_by_role("button", name="API key").click()
     page.keyboard.press("Escape")
     assert page.evaluate("sessionStorage.getItem('gateway-api-key')") == "gw_key"
     page.get_by_role("button", name="API key").click()
     page.get_by_role("button", name="Forget it").click()
-    assert page.evaluate("sessionStorage.length") == 0
+    page.wait_for_function("sessionStorage.length === 0")
     expect(page.locator("#connection")).to_have_text("live")
 
 

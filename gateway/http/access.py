@@ -45,7 +45,7 @@ def need_of(listener: str, path: str, *, preflight: bool = False) -> Need:
     path = path.removesuffix("\n")  # the router ends its patterns with $, which overlooks one
     if preflight or _HEALTH.fullmatch(path) or (listener == "http" and _CONSOLE.fullmatch(path)):
         return Need(None)
-    if listener == "metrics" or path in _METRICS:
+    if listener == "metrics" or (listener == "http" and path in _METRICS):
         return Need("metrics", everything=True)
     found = _ADMIN.fullmatch(path) or _MANAGED.fullmatch(path)
     if found:
