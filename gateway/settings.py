@@ -122,7 +122,10 @@ def read_settings(**from_command_line: Any) -> Settings:
     """The settings in force; ConfigError names the key that is unknown or whose value is bad."""
     settings = any_settings(**from_command_line)
     if not settings.model_store.is_dir():
-        raise ConfigError(f"bad value for setting 'model_store': {settings.model_store} is not a directory")
+        raise ConfigError(
+            f"bad value for setting 'model_store': {settings.model_store} is not a directory; --model-store names the one "
+            "that holds your models, each in NAME/1/"
+        )
     return settings
 
 

@@ -69,7 +69,7 @@ def show_models(console: Console, versions: Sequence[Version], account: Account,
         if version.state is State.FAILED:
             console.print(f"{version.title} FAILED: {version.reason}", style="red", markup=False, highlight=False)
     console.print(
-        f"\nServing on {url} — look at {url}/console, the API is described at {url}/docs, metrics are at {url}/metrics",
+        f"\nServing on {url}\n  {url}/console  to look at\n  {url}/docs     the API\n  {url}/metrics  for Prometheus\n",
         highlight=False,
     )
     line = first_request(versions, url)

@@ -176,6 +176,7 @@ async def test_the_shadows_own_callers_keep_three_quarters_of_its_queue(bench: B
     bench.channel.rows = 2
     bench.see()
     await bench.sent(1)
+    assert bench.told == {"dropped": 1}
 
 
 async def test_after_a_copy_that_ended_the_shadows_process_none_is_sent_for_a_while(
