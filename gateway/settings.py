@@ -123,8 +123,8 @@ def read_settings(**from_command_line: Any) -> Settings:
     settings = any_settings(**from_command_line)
     if not settings.model_store.is_dir():
         raise ConfigError(
-            f"bad value for setting 'model_store': {settings.model_store} is not a directory; --model-store names the one "
-            "that holds your models, each in NAME/1/"
+            f"bad value for setting 'model_store': {settings.model_store} is not a directory; --model-store names "
+            "the one that holds your models, each in NAME/1/"
         )
     return settings
 
