@@ -183,18 +183,18 @@ def test_rates_and_quantiles_are_those_of_prometheus(visit: Any) -> None:
     assert found["texts"] == ["1,235", "0.0123", NOTHING, "23.4 MB"]
 
 
-def test_a_key_dialog_that_is_left_changes_nothing(visit: Any) -> None:
+def test_a_key_dialog_that_is_left_changes_nothing(visit: Any, helpers: Any) -> None:
     page = visit().page
     page.get_by_role("button", name="API key").click()
     page.get_by_label("Key", exact=True).fill("gw_key")
     page.get_by_role("button", name="Use").click()
-    page.wait_for_function("sessionStorage.length === 1")
+    helpers.until(lambda: page.evaluate("sessionStorage.length") == 1, 10)
     page.get_by_role("button", name="API key").click()
     page.keyboard.press("Escape")
     assert page.evaluate("sessionStorage.getItem('gateway-api-key')") == "gw_key"
     page.get_by_role("button", name="API key").click()
     page.get_by_role("button", name="Forget it").click()
-    page.wait_for_function("sessionStorage.length === 0")
+    helpers.until(lambda: page.evaluate("sessionStorage.length") == 0, 10)
     expect(page.locator("#connection")).to_have_text("live")
 
 
@@ -227,13 +227,14 @@ def test_a_model_is_unloaded_and_loaded_again(visit: Any, server: Any) -> None:
 
 def test_another_version_is_made_the_default(visit: Any, server: Any) -> None:
     visitor = visit()
-    expect(visitor.row("mlp/4")).to_contain_text("default")
+    three, four = (visitor.row(version).locator("[data-cell=name]") for version in ("mlp/3", "mlp/4"))
+    expect(four).to_contain_text("default")
     visitor.page.get_by_role("button", name="Make default mlp version 3").click()
-    expect(visitor.row("mlp/3")).to_contain_text("default")
+    expect(three).to_contain_text("default")
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}]}
     assert server.http.post("/v2/models/mlp/infer", json=body).json()["model_version"] == "3"
     visitor.page.get_by_role("button", name="Make default mlp version 4").click()
-    expect(visitor.row("mlp/4")).to_contain_text("default")
+    expect(four).to_contain_text("default")
 
 
 def test_a_load_that_fails_says_why(visit: Any, server: Any) -> None:
