@@ -5,6 +5,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -102,13 +103,14 @@ def first_request(versions: Sequence[Version], url: str) -> str | None:
     for version in versions:
         if version.ready is None or version.state is not State.READY:
             continue
+        call = f"curl {url}/v2/models/{quote(version.artifact.model, safe='')}/infer"
         if version.artifact.config.preprocessing.image is not None:
             headers = "-H 'Inference-Header-Content-Length: 0' --data-binary @image.jpg"
-            with_file.append(f"curl {url}/v2/models/{version.artifact.model}/infer {headers}")
+            with_file.append(f"{call} {headers}")
             continue
         body = example_body(version.ready.signatures[version.ready.default_signature])
         if body is not None:
-            lines.append(f"curl {url}/v2/models/{version.artifact.model}/infer -d {shlex.quote(json.dumps(body))}")
+            lines.append(f"{call} -d {shlex.quote(json.dumps(body))}")
     return min(lines or with_file, key=len, default=None)
 
 

@@ -77,12 +77,16 @@ class Connection:
         for piece in data:
             self.sock.sendall(piece)
 
-    def response(self) -> Response:
-        """Read one response, with its body if it has a Content-Length; an interim one is a response too."""
+    def head(self) -> Response:
+        """Read the head of one response and no body, as after HEAD."""
         while b"\r\n\r\n" not in self._have:
             self._more()
         head, _, self._have = self._have.partition(b"\r\n\r\n")
-        response = Response(head)
+        return Response(head)
+
+    def response(self) -> Response:
+        """Read one response, with its body if it has a Content-Length; an interim one is a response too."""
+        response = self.head()
         size = int(response.headers.get("content-length", 0))
         parts = [self._have]
         while (missing := size - sum(map(len, parts))) > 0:

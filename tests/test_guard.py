@@ -81,3 +81,28 @@ def test_the_first_admin_key_opens_them_to_its_owner(exposed: Any, keys_file: Pa
     helpers.keys(keys_file, "revoke", "me")
     helpers.until(lambda: exposed.http.post("/v2/repository/index", headers=headers).status_code == 403, 10)
     assert exposed.http.post("/v2/models/mlp/infer", json=BODY).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/mlp", "/ping", "/metrics", "/console", "/docs"]
+)
+def test_what_answers_get_answers_head_without_a_body(gateway: Any, path: str) -> None:
+    with gateway.connect() as connection:
+        connection.send(gateway.request("HEAD", path) + gateway.request("GET", "/v2/health/live"))
+        head = connection.head()
+        get = gateway.http.get(path)
+        assert (head.status, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+        assert connection.response().json() == {"live": True}
+
+
+def test_head_of_a_stream_without_end_ends(gateway: Any) -> None:
+    with gateway.connect() as connection:
+        connection.send(gateway.request("HEAD", "/console/events") + gateway.request("GET", "/v2/health/live"))
+        assert connection.head().status == 200
+        assert connection.response().json() == {"live": True}
+
+
+def test_head_of_what_only_post_answers_is_refused(gateway: Any) -> None:
+    with gateway.connect() as connection:
+        connection.send(gateway.request("HEAD", "/v2/repository/index"))
+        assert connection.head().status == 405

@@ -99,7 +99,7 @@ def test_a_declared_tensor_is_a_spec() -> None:
         ("shadow: {percent: 5}", "shadow takes 'model: NAME', 'version: NUMBER' or both"),
         ("shadow: {model: b, percent: 0}", "shadow.percent"),
         ("shadow: {model: b}", "percent"),
-        ("shadow: {model: my model, percent: 5}", "shadow.model"),
+        ("shadow: {model: my/model, percent: 5}", "shadow.model"),
         ("version_labels: {a: 10000000000000000000}", "version_labels"),
         ("max_batch_size: none", "max_batch_size"),
         ("max_batch_size: 1.5", "max_batch_size"),

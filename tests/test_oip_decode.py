@@ -231,6 +231,16 @@ def test_a_spoilt_request_is_judged_alike_on_both_paths(good: dict[str, Any], ch
     assert outcome(text, target_of(CLOSED, OTHER)) == small  # nor does it depend on what was asked before
 
 
+@pytest.mark.parametrize("padding", [b"", PADDING])
+def test_optional_fields_may_be_null(padding: bytes) -> None:
+    tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2], "parameters": None}
+    output = {"name": "y", "parameters": None}
+    parameters = {"binary_data_output": None, "timeout": None, "priority": None, "signature_name": None}
+    request = {"id": None, "inputs": [tensor], "outputs": [output], "parameters": parameters}
+    found, _, _ = decoded(json.dumps(request).encode() + padding)
+    assert (found.id, found.binary_default) == ("", False)
+
+
 @pytest.mark.parametrize(
     "text",
     [

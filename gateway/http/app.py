@@ -49,12 +49,12 @@ metrics_router = APIRouter()
 
 
 class _IndexRequest(msgspec.Struct):
-    ready: bool = False
-    parameters: dict[str, Any] = {}
+    ready: bool | None = False
+    parameters: dict[str, Any] | None = None
 
 
 class _LoadRequest(msgspec.Struct):
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 @router.get("/", include_in_schema=False)
@@ -172,8 +172,8 @@ async def repository_index(request: Request, state: State) -> Response:
     With `{"parameters": {"details": true}}` also its platform, framework, labels, devices, largest batch, file size.
     """
     wanted = decoded(await small_body(request), _IndexRequest)
-    details = wanted.parameters.get("details") is True
-    return json_response(describe.index(state.table, only_ready=wanted.ready, details=details))
+    details = (wanted.parameters or {}).get("details") is True
+    return json_response(describe.index(state.table, only_ready=wanted.ready is True, details=details))
 
 
 @router.post(
@@ -185,7 +185,7 @@ async def repository_index(request: Request, state: State) -> Response:
 )
 async def repository_control(request: Request, state: State, model: str, action: str) -> Response:
     """`load` reads the model from the store again and answers when it is ready; `unload` ends its processes."""
-    parameters = decoded(await small_body(request), _LoadRequest).parameters
+    parameters = decoded(await small_body(request), _LoadRequest).parameters or {}
     if action not in ("load", "unload"):
         raise HTTPException(404)
     if any(key == "config" or key.startswith("file:") for key in parameters):

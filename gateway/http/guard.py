@@ -44,10 +44,14 @@ class Guard:
             )
             identity = edge.begin(visit, identity, headers)
         cors = self._state.cors if self._listener == "http" else None
-        exchange = _Exchange(scope, receive, send, identity, visit, cors.pairs(headers) if cors is not None else [])
+        # What answers GET answers HEAD, with the same head and no body (RFC 9110, section 9.3.2).
+        only_head = scope["method"] == "HEAD"
+        called = {**scope, "method": "GET"} if only_head else scope
+        for_pages = cors.pairs(headers) if cors is not None else []
+        exchange = _Exchange(called, receive, send, identity, visit, for_pages, only_head=only_head)
         try:
             self._check(edge, scope, headers, visit)
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(called, exchange.receive, exchange.send)
         except GatewayError as error:
             await exchange.fail(error)
         except Exception:
@@ -91,6 +95,8 @@ class _Exchange:
         identity: bytes,
         visit: Visit | None,
         for_pages: list[tuple[bytes, bytes]],
+        *,
+        only_head: bool,
     ) -> None:
         self._scope = scope
         self._receive = receive
@@ -98,6 +104,7 @@ class _Exchange:
         self._identity = identity
         self._visit = visit
         self._for_pages = for_pages
+        self._only_head = only_head
         self._status = 0
         self._in = self._out = 0
 
@@ -113,7 +120,12 @@ class _Exchange:
             self._status = message["status"]
             if self._identity:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._identity)]
-        elif self._scope["method"] != "HEAD":
+            if self._only_head:
+                await self._send(message)
+                message = {"type": "http.response.body"}  # so that a stream, which may have no end, ends here
+        elif self._only_head:
+            return
+        else:
             self._out += len(message.get("body", b""))
         await self._send(message)
 

@@ -47,10 +47,10 @@ class Inference(Dispatch):
 
     # Reading the request
 
-    def read_headers(self) -> None:
+    def read_headers(self, *, keep_alive: bool) -> None:
         """Take what matters from the request's head."""
         connection = self._connection
-        self.keep_alive = connection.parser.should_keep_alive() and connection.parser.get_http_version() != "1.0"
+        self.keep_alive = keep_alive
         self.body.read_headers(connection.headers)
         if (edge := connection.state.edge) is not None:
             self._show_at(edge)

@@ -119,7 +119,7 @@ def decode(body: Body, target: Target, channel: Channel, regions: list[int]) -> 
         payload.append(raw if placed is None else placed)
     if at != len(body.data):
         raise RequestError(f"the body has {len(body.data) - at} bytes that belong to no input")
-    decoded = OipRequest(form.header_for(tensors), payload, request.id, form.rows, wishes)
+    decoded = OipRequest(form.header_for(tensors), payload, request.id or "", form.rows, wishes)
     if parameters or outputs:
         decoded.binary_default = _flag("binary_data_output", (parameters or {}).get("binary_data_output", False))
         for output in request.outputs or ():
@@ -185,9 +185,9 @@ def _text(parameters: dict[str, Any], key: str) -> str | None:
 
 
 def _flag(key: str, value: object) -> bool:
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | None):
         raise RequestError(f"parameter {key} must be true or false")
-    return value
+    return value is True
 
 
 def _binary_data(

@@ -37,7 +37,7 @@ class Request(msgspec.Struct):
     """The whole request."""
 
     inputs: list[Input]
-    id: str = ""
+    id: str | None = ""
     parameters: dict[str, Any] | None = None
     outputs: list[Output] | None = None
 

@@ -6,7 +6,6 @@ and graceful shutdown stay uvicorn's.
 """
 
 import asyncio
-import re
 from typing import Any, cast
 
 import httptools
@@ -16,19 +15,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from gateway.errors import RequestError
 from gateway.http.body import LARGE
+from gateway.http.body_reader import BodyReader, swap_protocol
 from gateway.http.calls import Call
 from gateway.http.edge import Shown
 from gateway.http.inference import Inference
+from gateway.http.request_head import HeadRefused, RepeatedHead, check_head, head_without_offer, learned
 from gateway.http.responses import error_body, response_head
 from gateway.http.state import WorkerState
 
-_UPGRADE = re.compile(rb"\r\n(?:upgrade|http2-settings|connection):[^\r\n]*", re.IGNORECASE)
 RECEIVE_SECONDS = 60.0
 """A client that sends nothing for so long in mid-request is let go, or that takes so long for a request's head."""
 WATCH_SECONDS = 5.0
 """So often, at least, a connection is looked at."""
-MAX_HEAD_BYTES = 64 << 10
-MAX_HEADERS = 1000
 DIRECT_FROM = LARGE
 """Bodies of more bytes are read from the socket straight to where they are needed."""
 
@@ -49,6 +47,12 @@ class InferenceProtocol(HttpToolsProtocol):
         self._stalled = False
         self._in_head = False
         self._head_bytes = 0
+        self._between = True  # the next byte begins a request, as far as the parser knows
+        self._segment: bytes | None = None  # what is being parsed, if a request began with it and has not ended yet
+        self._repeated: RepeatedHead | None = None
+        self._declined: bytes | None = None  # the head, without its offer, of a request that offers another protocol
+        self._refused = False  # a broken request was met: nothing more is read
+        self._farewell = b""  # its answer, as long as earlier requests are unanswered
         self._direct: Inference | None = None
 
     # Reading
@@ -60,18 +64,66 @@ class InferenceProtocol(HttpToolsProtocol):
         self._watch(min(self.timeout_keep_alive, WATCH_SECONDS))
 
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio: parse, and leave the parser out of the rest of a large body."""
+        """Called by asyncio: parse, but for a request whose head is byte for byte that of an earlier one."""
         self.heard = self.loop.time()
-        if b"pgrade:" in data and (self.cycle is None or self.cycle.response_complete):
-            data = without_upgrade(data)
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES or (self.headers is not None and len(self.headers) > MAX_HEADERS):
-            self._refuse_head()
+        if self._idle_since is not None:
+            self._idle_since, self._begun = None, self.heard
+        known = self._repeated
+        if known is not None and self._between and len(data) == known.length and data.startswith(known.head):
+            self._begin_again(known, data)
+        elif not self._refused:
+            self._parse(data)
+
+    def _begin_again(self, known: RepeatedHead, data: bytes) -> None:
+        """Take a whole request whose head is known: equal bytes mean the same."""
+        call = self.state.calls.get(known.path) or self.state.calls.find(known.path)
+        assert call is not None  # the paths of inference calls never change
+        self.url, self.headers, self.expect_100_continue = known.url, known.headers, False
+        self._begun = self.heard
+        inference = self._begin(call, keep_alive=True)
+        inference.take(data[len(known.head) :])
+        inference.body_complete()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse, and leave the parser out of the rest of a large body."""
+        in_head = self._in_head
+        whole = self._segment = data if self._between else None
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as offer:
+                    data = self._without_offer(data[offer.args[0] :])
+            if self._in_head:
+                self._head_bytes += len(data) if in_head or (whole is not None and self._segment is whole) else 0
+                check_head(self._head_bytes, self.headers)
+            self._segment = None
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(error.__context__)
+            return
+        except (httptools.HttpParserError, HeadRefused) as error:
+            self._refuse(error)
+            return
         if self._direct is not None and not self.transport.is_closing():
             inference, self._direct = self._direct, None
             inference.read_directly()
+
+    def _without_offer(self, rest: bytes) -> bytes:
+        """What is to be parsed after the head of a request that offers another protocol, declined (RFC 9110, 7.8).
+
+        Java's client and `curl --http2` make that offer. The parser ends such a message with its head, wherever its
+        body ends; so it gets the head once more, without the offer.
+        """
+        assert self._declined is not None
+        head, self._declined = self._declined, None
+        self.new_parser()
+        return head + rest
+
+    def new_parser(self) -> None:
+        """Have what comes next parsed as a new request."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
 
     def on_message_begin(self) -> None:
         """Called by the parser; uvicorn's scope is made only for requests that uvicorn gets."""
@@ -79,17 +131,24 @@ class InferenceProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._in_head = True
+        self._between = False
         self._begun = self.heard
 
     def on_headers_complete(self) -> None:
         """Called by the parser: an inference request, or one for uvicorn."""
         self._in_head = False
         self._head_bytes = 0
-        if self.infers and self.parser.get_method() == b"POST":
+        parser = self.parser
+        method = parser.get_method()
+        check_head(0, self.headers)
+        if parser.should_upgrade():
+            self._declined = head_without_offer(method, self.url, parser.get_http_version(), self.headers)
+            return
+        if self.infers and method == b"POST":
             path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
             call = self.state.calls.get(path) or self.state.calls.find(path)
             if call is not None:
-                self._begin(call)
+                self._begin(call, keep_alive=parser.should_keep_alive() and parser.get_http_version() != "1.0")
                 return
         url, expect, headers = self.url, self.expect_100_continue, self.headers
         super().on_message_begin()
@@ -97,25 +156,20 @@ class InferenceProtocol(HttpToolsProtocol):
         self.headers += headers
         super().on_headers_complete()
 
-    def _refuse_head(self) -> None:
-        self.state.flush()
-        body = error_body(RequestError("the head of the request is too large"))
-        self.transport.write(response_head(431, len(body)) + b"connection: close\r\n\r\n" + body)
-        self.transport.close()
-
-    def _begin(self, call: Call) -> None:
+    def _begin(self, call: Call, *, keep_alive: bool) -> Inference:
         existing = self.cycle
         inference = Inference(self, call)
         self.cycle = cast("RequestResponseCycle", inference)
         if existing is None or existing.response_complete:
             inference.has_turn = True
-            inference.read_headers()
+            inference.read_headers(keep_alive=keep_alive)
             if inference.body.size > DIRECT_FROM:
                 self._direct = inference
         else:
-            inference.read_headers()
+            inference.read_headers(keep_alive=keep_alive)
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
+        return inference
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
@@ -127,21 +181,27 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        if self._declined is not None:
+            return  # the message is parsed once more
+        self._between = True
+        segment, self._segment = self._segment, None
         cycle: object = self.cycle
-        if isinstance(cycle, Inference):
-            self._direct = None
-            cycle.body_complete()
-        else:
+        if not isinstance(cycle, Inference):
             super().on_message_complete()
+            return
+        self._direct = None
+        if segment is not None and cycle.keep_alive and not self.expect_100_continue:
+            self._repeated = learned(segment, cycle.body.size, self.url, self.headers)
+        cycle.body_complete()
 
     def read_past_parser(self, inference: Inference) -> None:
         """Have the rest of a large body read straight into the request's buffer."""
         swap_protocol(self.transport, BodyReader(self, inference))
 
     def body_read_directly(self) -> None:
-        """The rest of a large body has been read past the parser, which therefore starts anew."""
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        """The rest of a large body has been read past the parser."""
+        self.new_parser()
+        self._between = True
 
     # Answering
 
@@ -177,8 +237,10 @@ class InferenceProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._begun = self.loop.time()
             self._start_asgi_task(*self.pipeline.pop())
-            return
-        self._idle_since = self.loop.time()
+        elif self._farewell:
+            self._close_with(self._farewell)
+        else:
+            self._idle_since = self.loop.time()
 
     def pause_writing(self) -> None:
         """Called by asyncio: the client does not read its responses, so it gets no more of them."""
@@ -199,19 +261,46 @@ class InferenceProtocol(HttpToolsProtocol):
         self.state.flush()
         super().shutdown()
 
-    def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn for what is not HTTP."""
+    def _refuse(self, error: BaseException | None) -> None:
+        """Answer a broken request after those before it, then close: where the next one begins cannot be known."""
+        self._refused, self._between = True, False
+        refusal = error if isinstance(error, HeadRefused) else HeadRefused(400, "Invalid HTTP request received.")
+        body = error_body(RequestError(refusal.sentence))
+        farewell = response_head(refusal.status, len(body)) + b"connection: close\r\n\r\n" + body
+        earlier = self.cycle is not None and not self.cycle.response_complete
+        if earlier and self._is_arriving():
+            self._give_up()
+            earlier = bool(self.pipeline)
+            if earlier:
+                self.pipeline.popleft()
+            elif getattr(self.cycle, "response_started", False):
+                farewell = b""
+        if earlier:
+            self._farewell = farewell
+        else:
+            self._close_with(farewell)
+
+    def _is_arriving(self) -> bool:
+        """Whether the body of the last request is not complete."""
+        cycle: object = self.cycle
+        return not cycle.body.complete if isinstance(cycle, Inference) else self.cycle.more_body
+
+    def _give_up(self) -> None:
+        """End the last request, whose body will never be complete."""
+        cycle: object = self.cycle
+        if isinstance(cycle, Inference):
+            cycle.abandon()
+        else:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _close_with(self, farewell: bytes) -> None:
         self.state.flush()
-        body = error_body(RequestError(msg))
-        self.transport.write(response_head(400, len(body)) + b"connection: close\r\n\r\n" + body)
+        self.transport.write(farewell)
         self.transport.close()
 
     def _watch(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
-
-    def _unset_keepalive_if_required(self) -> None:
-        if self._idle_since is not None:
-            self._idle_since, self._begun = None, self.heard
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection if it was idle for too long or its client stopped in mid-request; else look again."""
@@ -241,10 +330,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def _waits_for_client(self) -> bool:
         """Whether it is the client's turn to send: the rest of a request, or a first one."""
-        cycle: object = self.cycle
-        if isinstance(cycle, Inference):
-            return cycle.response_complete or not cycle.body.complete
-        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+        return self.cycle is None or self.cycle.response_complete or self._is_arriving()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio: nobody waits for the answers of this connection any more."""
@@ -264,56 +350,3 @@ class GuardedProtocol(InferenceProtocol):
     """A connection of a listener where nothing is inferred, with the same limits of sizes and times."""
 
     infers = False
-
-
-class BodyReader(asyncio.BufferedProtocol):
-    """Stands in for a connection's protocol while the rest of a large body is read into its buffer."""
-
-    def __init__(self, connection: InferenceProtocol, inference: Inference) -> None:
-        self._connection = connection
-        self._inference = inference
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Called by asyncio: where the bytes belong."""
-        return self._inference.body.unread()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Called by asyncio: so many bytes are there."""
-        self._connection.heard = self._connection.loop.time()
-        if not self._inference.body.filled(nbytes):
-            return
-        self._connection.body_read_directly()
-        swap_protocol(self._connection.transport, self._connection)
-        self._inference.body_complete()
-
-    def eof_received(self) -> None:
-        """Called by asyncio."""
-        self._connection.eof_received()
-
-    def pause_writing(self) -> None:
-        """Called by asyncio."""
-        self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Called by asyncio."""
-        self._connection.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio."""
-        self._connection.connection_lost(exc)
-
-
-def without_upgrade(data: bytes) -> bytes:
-    """A request's head without its offer to change the protocol, which may be ignored (RFC 9110, 7.8).
-
-    Java's client and curl --http2 make that offer; the parser would take the body for the new protocol's.
-    """
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"", head) + end + rest
-
-
-def swap_protocol(transport: asyncio.Transport, protocol: asyncio.BaseProtocol) -> None:
-    """Have another protocol get what arrives; the pause makes uvloop ask the new one for its buffers."""
-    transport.pause_reading()
-    transport.set_protocol(protocol)
-    transport.resume_reading()

@@ -181,7 +181,8 @@ def _check(plan: Plan, layout: str) -> None:
     if plan.refused:
         return
     if not NAME.fullmatch(plan.model):
-        plan.refused = f"{plan.model!r:.80} is no model name: letters, digits, '_', '-' and '.' make one"
+        what = "it is hidden, or has control characters or bytes that are not UTF-8"
+        plan.refused = f"{plan.model!r:.80} is no model name: {what}"
     elif not plan.versions:
         plan.refused = "it has no version with an artifact that is served here"
     else:

@@ -31,6 +31,8 @@ Extent = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 LABEL_FILE = re.compile(r"[^/\0]{1,255}")
 MAX_LABELS = 1 << 16
+MODEL_NAME = r"(?!\.)[^/\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,255}"
+"""What a model may be called, as a pattern: a folder's name in UTF-8 without control characters, not hidden."""
 LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,62}")
 
 
@@ -77,7 +79,7 @@ class Shadow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     percent: Annotated[float, msgspec.Meta(gt=0, le=100)]
-    model: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")] | None = None
+    model: Annotated[str, msgspec.Meta(pattern=rf"\A{MODEL_NAME}\Z")] | None = None
     version: VersionNumber | None = None
     tolerance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1e-3
     """How far numbers may be apart, relative and absolute."""

@@ -10,10 +10,12 @@ from pathlib import Path
 from gateway.errors import ConfigError
 from gateway.store import contents, foreign
 from gateway.store.contents import LEADS_OUT, Contents, Directory, fingerprint, identity, inside, resolved, shown
-from gateway.store.manifest import FRAMEWORKS, ModelConfig
+from gateway.store.manifest import FRAMEWORKS, MODEL_NAME, ModelConfig
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+NAME = re.compile(MODEL_NAME)
 MAX_SENTENCES = 1000
+_LEFT_BEHIND = frozenset({"__pycache__", "__MACOSX"})
+"""Directories that programs leave in others."""
 _TORCHSCRIPT_SUFFIXES = (".pt", ".pth", ".ptl")
 
 
@@ -108,7 +110,7 @@ def _directories(path: str | Path) -> Iterator[os.DirEntry[str]]:
     """Directories, and links to some, that are not hidden."""
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith((".", "__")):
+            if entry.name.startswith(".") or entry.name in _LEFT_BEHIND:
                 continue
             try:
                 if entry.is_dir():
@@ -149,7 +151,7 @@ def _is_version(name: str) -> bool:
 
 def _scan_model(name: str, directory: Path, root: str, inventory: Inventory) -> None:
     if not NAME.fullmatch(name):
-        inventory.ignore(f"{shown(name)} is no model name: letters, digits, '_', '-' and '.' make one")
+        inventory.ignore(f"{shown(name)} is no model name: it has control characters, or bytes that are not UTF-8")
         return
     real = directory if str(directory) == root else Path(resolved(root, name))
     problem = "" if inside(str(real), root) else f"its model's directory {LEADS_OUT}"
