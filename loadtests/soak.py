@@ -1,4 +1,4 @@
-"""Everything at once for a long time: traffic, swaps, kills, abandoned and bad requests, overload, COLD models.
+"""Everything at once for a long time: traffic, swaps, kills, bad and hostile requests, overload, COLD models.
 
 Each minute a line; at the end what failed that should not have, restarts that nobody caused, and how fast the memory of
 each kind of process grows (least squares, after the first quarter).
@@ -24,6 +24,7 @@ import uvloop
 from abandon import abandon
 from client import ClosedLoop, Load, OpenLoop, Shot, Tally, request
 from fleet import Scale, X, build, scale_shot
+from hostile_bodies import hostile_bodies
 from mutations import good_requests, mutant
 from report import Report, arguments
 from running import Running, private_bytes, running, until, workplace
@@ -36,6 +37,7 @@ KINDS = 4
 """Different models that take turns as versions of a swapped one."""
 QUEUE = 64
 ROW_SECONDS = 0.005
+HOSTILE_A_SECOND = 1.0
 BURST_SECONDS = 3.0
 SWAP_SECONDS = 120.0
 NOISE_BYTES = 3 << 20
@@ -170,6 +172,7 @@ class Soak:
             "served": ClosedLoop(address, served, args.connections, args.patience),
             "cold": ClosedLoop(address, lambda: self._random.choice(cold), args.cold_connections, args.patience),
             "bad": ClosedLoop(address, self._bad().__next__, 1, args.patience),
+            "hostile": OpenLoop(address, self._hostile(), HOSTILE_A_SECOND, 4, args.patience),
         }
 
     def _bad(self) -> Iterator[Shot]:
@@ -179,6 +182,14 @@ class Soak:
             wrong = mutant(self._random, self._random.choice(good))
             data = request("POST", f"/v2/models/{self._random.choice(names)}/infer", wrong.body, *wrong.headers)
             yield Shot(data, self._no_server_error(data))
+
+    def _hostile(self) -> list[Shot]:
+        paths = [f"/v2/models/{next(iter(STEADY))}/infer", f"/v1/models/{next(iter(STEADY))}:predict"]
+        found = []
+        for number, hostile in enumerate(hostile_bodies().values()):
+            data = request("POST", paths[number % 2], hostile.body, *hostile.headers)
+            found.append(Shot(data, self._no_server_error(data)))
+        return found
 
     def _no_server_error(self, data: bytes) -> Callable[[int, bytes, bytes], str]:
         def check(status: int, _head: bytes, body: bytes) -> str:
@@ -313,7 +324,7 @@ def main() -> int:
     parser.add_argument("--cold-connections", type=int, default=2, help="to those that mostly are not")
     parser.add_argument("--patience", type=float, default=90.0, help="seconds until a request counts as failed")
     parser.add_argument("--budget", type=int, default=350, help="MB for all instances")
-    parser.add_argument("--slope", type=float, default=24.0, help="MB an hour that a process may grow")
+    parser.add_argument("--slope", type=float, default=12.0, help="MB an hour that a process may grow")
     for name, seconds in (("swap", 20), ("kill", 10), ("abandon", 15), ("overload", 45)):
         parser.add_argument(f"--{name}", type=float, default=seconds, help="seconds from one to the next, about")
     args = parser.parse_args()
