@@ -38,6 +38,7 @@ KINDS = 4
 QUEUE = 64
 ROW_SECONDS = 0.005
 HOSTILE_A_SECOND = 1.0
+FLOOR_SECONDS = 60.0
 BURST_SECONDS = 3.0
 SWAP_SECONDS = 120.0
 NOISE_BYTES = 3 << 20
@@ -133,8 +134,16 @@ class Memory:
         return [title for pid, title in self.lasting.items() if pid not in alive]
 
     def growth(self, kind: str) -> tuple[float, float]:
-        """(bytes an hour, bytes over the time looked at), by least squares after the first quarter."""
-        series = np.array(self.series[kind][len(self.series[kind]) // 4 :], float)
+        """(bytes an hour, bytes over the time looked at), by least squares after the first quarter.
+
+        Of each minute the least counts: what one large body takes while it is read is no growth.
+        """
+        floors: dict[int, tuple[float, int]] = {}
+        for at, size in self.series[kind][len(self.series[kind]) // 4 :]:
+            minute = int(at / FLOOR_SECONDS)
+            if minute not in floors or size < floors[minute][1]:
+                floors[minute] = at, size
+        series = np.array(list(floors.values()), float)
         if len(series) < 3:
             return 0.0, 0.0
         times = series[:, 0] - series[0, 0]
@@ -319,7 +328,7 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--line", type=float, default=60.0, help="seconds between lines")
-    parser.add_argument("--sample", type=float, default=10.0, help="seconds between looks at the memory")
+    parser.add_argument("--sample", type=float, default=3.0, help="seconds between looks at the memory")
     parser.add_argument("--connections", type=int, default=8, help="to models that are always there")
     parser.add_argument("--cold-connections", type=int, default=2, help="to those that mostly are not")
     parser.add_argument("--patience", type=float, default=90.0, help="seconds until a request counts as failed")
