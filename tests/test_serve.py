@@ -50,6 +50,7 @@ class FakeModel:
     default_signature = "forward"
     signatures: ClassVar[dict[str, Signature]] = {}
     notes: ClassVar[list[str]] = []
+    optimised = False
 
     def __init__(self, function: Execute = double) -> None:
         self.function = function
@@ -63,6 +64,9 @@ class FakeModel:
         self.entered.set()
         assert self.gate.wait(PATIENCE)
         return self.function(inputs)
+
+    def rest(self) -> float:
+        return -1.0
 
     def example(self, _: str) -> None:
         return None

@@ -82,9 +82,9 @@ class Server:
             connection.send_rest(REST_SECONDS)
 
     def _patience(self) -> float:
-        """Seconds to wait for events: none with work at hand, for ever without, else until a batch is due."""
+        """Seconds to wait for events: none with work at hand, else until a batch is due or the model wants to rest."""
         if not self._queue.rows:
-            return -1
+            return self._model.rest()
         if not self._delay:
             return 0.0
         return self._queue.patience(self._max_rows, self._delay, time.perf_counter())

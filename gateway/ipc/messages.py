@@ -47,6 +47,8 @@ class Spawn(Message):
     """auto | require | off"""
     memory_limit: int = 0
     """Bytes of private memory that the instance may take; 0: as much as there is."""
+    plain: str = ""
+    """Why the model must be computed as its artifact has it, in no optimised form; empty: it need not."""
 
 
 class Kill(Message):
@@ -106,6 +108,8 @@ class Ready(Message):
     batching: Batching
     notes: list[str]
     load_seconds: float
+    optimised: bool = False
+    """Whether requests may be computed in an optimised form, which may crash where the artifact's own does not."""
     device_memory: int | None = None
     """Bytes that the framework has taken on the instance's GPU; None on the CPU or where it does not tell."""
     sandbox: str = ""
