@@ -53,6 +53,7 @@ class Server:
         self._queue = RequestQueue()
         self._plans: dict[bytes, Plan] = {}
         self._outgoing: dict[Connection, list[Buffer]] = {}
+        self._executions = 0
         self._noted: list[Connection] = []
         """The connections whose note says that requests are being executed."""
         self._decode = msgspec.msgpack.Decoder(RequestHeader).decode
@@ -203,9 +204,11 @@ class Server:
             if connection.note is not None:  # for the type checker
                 connection.note.clear()
         self._noted = []
+        self._executions += 1
         for connection in {request.connection for request in batch}:
             if connection.note is not None:
-                connection.note.write([each.request_id for each in batch if each.connection is connection])
+                ids = [each.request_id for each in batch if each.connection is connection]
+                connection.note.write(ids, self._executions, len(batch))
                 self._noted.append(connection)
 
     def _answer_failure(self, batch: list[PendingRequest], error: Exception) -> None:

@@ -52,6 +52,8 @@ class TorchBackend:
             torch.from_numpy(np.frombuffer(bytes(4), np.float32))
             form = PlainForm(artifact)
             module, typed = _open(artifact, device)
+            if not module._c._has_method("forward"):  # noqa: SLF001 - no public name
+                raise LoadFailed(_NO_FORWARD)
             form.hold(module, artifact)
             if torch_errors.is_flatbuffer(artifact):
                 # Its weights point into the file's bytes, which live as long as the module that was read from them.
@@ -89,9 +91,9 @@ class TorchScriptModel:
         simple = all(argument.kind == "tensor" for argument in self._arguments)
         fast = simple and self._device is None and not self._facts.mutates_inputs
         self._names = [argument.name for argument in self._arguments] if fast else None
-        self._plain = plain
+        self.plain = plain
         self._call = plain.call()
-        self._forms: Forms | None = None
+        self.forms: Forms | None = None
         self._example = None if self.stateful else self._find_example(config, graph, typed)
         pair = self._two_rows()
         reason = f"not tried, {only_plain}; plain module used" if only_plain else self._optimise(frozen, pair)
@@ -112,7 +114,7 @@ class TorchScriptModel:
             values = [_from_numpy(array) for array in arrays]
         except (KeyError, TypeError, ValueError, RuntimeError):
             return self._execute_any(inputs)
-        forms = self._forms
+        forms = self.forms
         if forms is not None and tuple([(array.dtype.char, array.shape) for array in arrays]) not in forms.proved:
             return self._execute_any(inputs)
         try:
@@ -132,17 +134,17 @@ class TorchScriptModel:
 
     def _execute_any(self, inputs: Tensors) -> dict[str, Array]:
         """Run forward with arguments of any kind, on any device, in the form that is right for them."""
-        if self._forms is None:
+        if self.forms is None:
             return self._run(self._call, inputs)
         torch_types.gather(self._arguments, inputs)  # what is refused here is no business of either form
-        return self._forms.execute(self._in_order(inputs), self._run)
+        return self.forms.execute(self._in_order(inputs), self._run)
 
     def _failed(self, error: Exception, inputs: Tensors) -> dict[str, Array]:
         """Raise what the model raised; if that was its optimised form, answer what the plain one does."""
         failure = torch_errors.failure(error)
-        if self._forms is None or isinstance(failure, OutOfMemory):
+        if self.forms is None or isinstance(failure, OutOfMemory):
             raise failure from None
-        return self._forms.as_plain(self._in_order(inputs), self._run)
+        return self.forms.as_plain(self._in_order(inputs), self._run)
 
     def _in_order(self, inputs: Tensors) -> Tensors:
         """The inputs in the order of the model's own."""
@@ -249,19 +251,19 @@ class TorchScriptModel:
         example = self._example or {}
         checks = [example, torch_inputs.redraw(example, 2), *([pair] if pair else [])]
         checks = [dict(self._in_order(check)) for check in checks]
-        self._forms, said = optimise(frozen, self._plain, checks, self._run, rows=pair is not None)
-        if self._forms is not None:
-            self._call = self._forms.optimised
+        self.forms, said = optimise(frozen, self.plain, checks, self._run, rows=pair is not None)
+        if self.forms is not None:
+            self._call = self.forms.optimised
         return said
 
     @property
     def optimised(self) -> bool:
         """Whether requests may be computed in another form than the artifact's; see `LoadedModel.optimised`."""
-        return self._forms is not None
+        return self.forms is not None
 
     def rest(self) -> float:
         """Let go of the plain form if it is not needed; see `LoadedModel.rest`."""
-        return -1.0 if self._forms is None else self._plain.rest()
+        return -1.0 if self.forms is None else self.plain.rest()
 
     def _try(self, example: Tensors) -> Example:
         return self.execute(SIGNATURE, example)
@@ -294,11 +296,7 @@ def _open(artifact: Path, device: str) -> tuple[Any, Any]:
                 torch._C._jit_pass_erase_shape_information(graph)  # noqa: SLF001 - no public name
         if typed is None:
             module = read(artifact, map_location=device)
-        if not module._c._has_method("forward"):  # noqa: SLF001 - no public name
-            raise LoadFailed(_NO_FORWARD)
         return module.eval(), typed
-    except GatewayError:
-        raise
     except AttributeError:  # only traced modules without forward have no graph
         raise LoadFailed(_NO_FORWARD) from None
     except Exception as error:  # noqa: BLE001 - a damaged archive may raise anything

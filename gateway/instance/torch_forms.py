@@ -89,8 +89,9 @@ class PlainForm:
         if self._look() != self._stamp:
             raise ModelNotReady(changed)
         try:
+            read: Callable[..., Any] = torch.jit.load
             # By the descriptor: the name may lead to another file now.
-            return call_of(torch.jit.load(f"/proc/self/fd/{self._file}", map_location="cpu").eval())
+            return call_of(read(f"/proc/self/fd/{self._file}", map_location="cpu").eval())
         except Exception as error:  # noqa: BLE001 - a file that is being changed may raise anything
             if isinstance(torch_errors.failure(error), OutOfMemory):
                 raise OutOfMemory("there is no memory for the form of the model that this request needs") from None
