@@ -43,8 +43,9 @@ COPIED = 4096
 MAX_RANK = 64  # numpy's own limit
 MAX_ELEMENTS = (1 << 31) - 1
 """Of a tensor, with its empty axes taken for one element; so its rows fit into a frame, too."""
-MAX_EMPTY_AXIS = 1 << 24
-"""The longest axis of a tensor without elements: no data vouch for that, and a model may make outputs of the size."""
+MAX_EMPTY_ELEMENTS, MAX_EMPTY_ROWS = 1 << 26, 1 << 16
+"""The same of a tensor without elements, and of its axes before the first empty one: no data vouch for them, a model
+may make outputs of their size, and JSON has a list for each row."""
 MAX_STRINGS = 1 << 16
 """Elements of all BYTES inputs of a request: each is looked at in Python, a thousand in a quarter of a millisecond."""
 _LENGTH = struct.Struct("<I")
@@ -91,7 +92,9 @@ def element_count(shape: Sequence[int]) -> int:
             raise RequestError(f"shape {_brief(shape)} has a negative dimension")
         extent *= size or 1
     empty = 0 in shape
-    if extent > MAX_ELEMENTS or (empty and max(shape) > MAX_EMPTY_AXIS):
+    if extent > (MAX_EMPTY_ELEMENTS if empty else MAX_ELEMENTS) or (
+        empty and math.prod(shape[: shape.index(0)]) > MAX_EMPTY_ROWS
+    ):
         raise RequestError(f"a tensor of shape {_brief(shape)} is larger than this server takes")
     return 0 if empty else extent
 

@@ -159,7 +159,9 @@ def test_elements_of_a_shape_are_counted(shape: tuple[int, ...], count: int) -> 
     "shape",
     [
         (5_000_000_000, 0),
-        (0, 1 << 25),
+        (0, 1 << 27),
+        (1 << 17, 0),
+        (1 << 9, 1 << 9, 0),
         (1 << 31,),
         (-1,),
         (2, -3),
