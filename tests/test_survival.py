@@ -23,7 +23,7 @@ MODELS = [
     "identity_tensorflow",
     "text_tensorflow",
 ]
-EXAMPLES = 150
+EXAMPLES = 400
 AXES = [0, 0, 1, 1, 2, 3, 4, 8, 16, 32, 64, 65, 1 << 16, (1 << 16) + 1, 1 << 24, (1 << 31) - 1, 1 << 31, 1 << 32]
 BEYOND = [5_000_000_000, (1 << 63) - 1, 1 << 63, 1 << 64, -1, -(1 << 31)]
 MAX_DATA = 1 << 16
@@ -57,11 +57,11 @@ def unhurt(gateway: Any) -> Iterator[None]:
     assert gateway.pids("instance ") == before
 
 
-def ask(gateway: Any, path: str, body: bytes, *headers: str) -> None:
+def harmless(gateway: Any, path: str, body: bytes, *headers: str) -> bool:
+    """Whether a request is answered, and not with the end of a process."""
     with gateway.connect() as connection:
         response = connection.ask(gateway.request("POST", path, body, *headers))
-    assert b"processes of the model" not in response.body, response.body[:300]
-    assert b"process ended" not in response.body, response.body[:300]
+    return b"processes of the model" not in response.body and b"process ended" not in response.body
 
 
 def count(shape: list[int]) -> int:
@@ -92,7 +92,7 @@ def test_no_inference_of_the_open_protocol_does(gateway: Any, inputs: dict[str, 
             sent.append(one)
         body = json.dumps({"inputs": sent}).encode()
         header = [f"Inference-Header-Content-Length: {len(body)}"] if binary else []
-        ask(gateway, f"/v2/models/{model}/infer", body + binary, *header)
+        assert harmless(gateway, f"/v2/models/{model}/infer", body + binary, *header)
 
     every_case()
 
@@ -122,7 +122,7 @@ def test_no_inference_of_tensorflow_serving_does(gateway: Any, inputs: dict[str,
             | st.fixed_dictionaries({"inputs": tensor | named})
         )
         verb = data.draw(st.sampled_from(["predict", "predict", "classify", "regress"]))
-        ask(gateway, f"/v1/models/{model}:{verb}", json.dumps(body).encode())
+        assert harmless(gateway, f"/v1/models/{model}:{verb}", json.dumps(body).encode())
 
     every_case()
 
@@ -138,6 +138,6 @@ def test_no_inference_of_torchserve_does(gateway: Any, inputs: dict[str, Any]) -
             st.tuples(st.just("application/json"), (values | named).map(lambda value: json.dumps(value).encode()))
             | st.tuples(st.sampled_from(["application/octet-stream", "text/plain", "image/png"]), st.binary())
         )
-        ask(gateway, f"/predictions/{model}", body, f"Content-Type: {kind}")
+        assert harmless(gateway, f"/predictions/{model}", body, f"Content-Type: {kind}")
 
     every_case()

@@ -73,22 +73,7 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
     except Exception as error:  # noqa: BLE001 - whatever an artifact does at load, the reason must reach its owner
         send(control, failure(error))
         return 1
-    send(
-        control,
-        Ready(
-            pid=os.getpid(),
-            platform=model.platform,
-            signatures=model.signatures,
-            default_signature=model.default_signature,
-            batching=batching,
-            notes=model.notes,
-            optimised=model.optimised,
-            load_seconds=time.perf_counter() - started,
-            device_memory=model.device_memory(),
-            sandbox=protection,
-            example=example_of(model, spawn.config),
-        ),
-    )
+    send(control, _ready(model, spawn, batching, protection, time.perf_counter() - started))
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
     recorder = Recorder(server, model, Path(spawn.scratch), functools.partial(send, control), spawn.memory_limit)
 
@@ -102,6 +87,23 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
     server.run(control, on_control)
     priority.give_way()  # nobody waits for the kernel to take the process apart, which is milliseconds of work
     return 0
+
+
+def _ready(model: LoadedModel, spawn: Spawn, batching: Batching, protection: str, seconds: float) -> Ready:
+    """What to tell of a model that was loaded in so many seconds."""
+    return Ready(
+        pid=os.getpid(),
+        platform=model.platform,
+        signatures=model.signatures,
+        default_signature=model.default_signature,
+        batching=batching,
+        notes=model.notes,
+        optimised=model.optimised,
+        load_seconds=seconds,
+        device_memory=model.device_memory(),
+        sandbox=protection,
+        example=example_of(model, spawn.config),
+    )
 
 
 def prepare(spawn: Spawn, output_fd: int) -> socket.socket:

@@ -39,22 +39,13 @@ from gateway.ipc.framing import (
     result_header,
     split_payload,
 )
-from gateway.ipc.reply import DIED, InstanceLost, Reply
+from gateway.ipc.reply import DIED, Call, InstanceLost, Reply
 from gateway.tensors import Buffer
 
 log = logging.getLogger("gateway.channel")
 
 SWEEP_SECONDS = 1.0
 TRIM_SECONDS = 5.0
-
-
-class _Call(msgspec.Struct, gc=False):
-    on_reply: Callable[[Reply], None] | None
-    regions: list[int]
-    deadline: float
-    rows: int
-    size: int
-    cancelled: float = 0.0
 
 
 MAX_RETRY_AFTER, MAX_SECONDS = 60, 1e6
@@ -80,7 +71,7 @@ class Channel(asyncio.Protocol):
         """Whether the instance was let go of because it spoke nonsense."""
         self.on_execution: Callable[[float, int], None] | None = None
         """Called with the seconds and rows of each execution, whoever waited for it."""
-        self.pending: dict[int, _Call] = {}
+        self.pending: dict[int, Call] = {}
         self.arena = Arena.create("gateway-requests", first=NOTE_BYTES)
         self._cancelled = CancelNote(self.arena.view)
         self._reply_fd = create_memory("gateway-replies")
@@ -234,7 +225,7 @@ class Channel(asyncio.Protocol):
             self._loop.call_soon(on_reply, Reply(InstanceLost(), None, (), 0.0, 0.0, 0, now))
             return request_id
         self._write(request_frame(INFER, request_id, header, payload, now, deadline, flags))
-        self.pending[request_id] = _Call(on_reply, regions, deadline, rows, size)
+        self.pending[request_id] = Call(on_reply, regions, deadline, rows, size)
         self.rows += rows
         self.bytes += size
         if self._sweeper is None:
