@@ -271,6 +271,7 @@ async def test_a_suspect_is_sent_again_alone_and_once(bench: Bench) -> None:
     status, body, _ = await client.answer()
     assert (status, body) == (500, {"error": "this request has ended two processes of the model"})
     assert len(bench.condemned) == 1
+    assert len(bench.explained) == 2
     bench.serve()
     assert (await bench.send().answer())[:2] == (500, body)
     assert bench.dropped("condemned") == 1

@@ -11,7 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, OutOfMemory, QueueFull, RequestError
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    InferenceFailed,
+    InstanceDied,
+    OutOfMemory,
+    QueueFull,
+    RequestError,
+)
 from gateway.instance import replies
 from gateway.instance.connection import Connection
 from gateway.instance.serve import Server
@@ -562,6 +570,54 @@ async def test_a_request_that_contradicts_itself_is_answered_with_an_error(
     channel.call(encode(RequestHeader("forward", tensors)), [b"1234"], [], bad.on_reply, 0.0, LATER)
     await bad.error()
     assert (await call(channel, 1).outputs())["y"].item() == 2
+
+
+async def test_a_request_whose_rows_fit_into_no_frame_gets_an_error_and_the_instance_stays(start: Start) -> None:
+    serving, channel = await start()
+    execute = serving.server.execute
+    serving.server.execute = lambda *_: {"y": np.zeros((1, 1), np.float32)}
+    absurd = Call()
+    tensors = (TensorHeader("x", "FP32", (5_000_000_000, 0), 0),)
+    channel.call(encode(RequestHeader("forward", tensors)), [], [], absurd.on_reply, 0.0, LATER)
+    assert isinstance(await absurd.error(), InferenceFailed)
+    serving.server.execute = execute
+    assert (await call(channel, 1).outputs())["y"].item() == 2
+
+
+async def test_a_frame_that_there_is_no_memory_for_costs_its_connection_only(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving, channel = await start()
+    (greedy,) = await connected(serving)
+
+    def exhausted() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(greedy, "receive", exhausted)
+    lost = call(channel, 1.0)
+    assert isinstance(await lost.error(), InstanceDied)
+    assert (await call(await serving.connect(), 1).outputs())["y"].item() == 2
+
+
+async def test_an_idle_instance_lets_its_model_rest_when_that_wants_to(start: Start) -> None:
+    serving, channel = await start()
+    rested = threading.Event()
+    waits = iter([0.001, 0.001, -1.0])
+
+    def rest() -> float:
+        left = next(waits, -1.0)
+        if left < 0:
+            rested.set()
+        return left
+
+    serving.model.rest = rest  # type: ignore[method-assign]
+    await call(channel, 1.0).outputs()
+    assert await asyncio.to_thread(rested.wait, PATIENCE)
+
+
+async def connected(serving: Serving) -> list[Connection]:
+    await eventually(lambda: bool(serving.connections))
+    return serving.connections
 
 
 async def test_the_queue_of_a_worker_that_leaves_is_dropped(start: Start) -> None:

@@ -113,8 +113,8 @@ class Server:
             now = time.perf_counter()
             for frame in frames:
                 self._take_in(connection, now, *frame)
-        except (EOFError, ProtocolError, msgspec.DecodeError):
-            # The worker is gone, or no longer makes sense: nobody waits for its answers.
+        except (EOFError, ProtocolError, msgspec.DecodeError, MemoryError):
+            # The worker is gone, or makes no sense, or sent more than there is memory for: it is not answered any more.
             del self._connections[connection.sock.fileno()]
             self._poll.unregister(connection.sock)
             for request in list(connection.queued.values()):
