@@ -20,7 +20,7 @@ from gateway.errors import (
     QueueFull,
     RequestError,
 )
-from gateway.instance import replies
+from gateway.instance import heap, replies, serve
 from gateway.instance.connection import Connection
 from gateway.instance.serve import Server
 from gateway.ipc.arena import THRESHOLD
@@ -613,6 +613,20 @@ async def test_an_idle_instance_lets_its_model_rest_when_that_wants_to(start: St
     serving.model.rest = rest  # type: ignore[method-assign]
     await call(channel, 1.0).outputs()
     assert await asyncio.to_thread(rested.wait, PATIENCE)
+
+
+async def test_an_idle_instance_gives_back_what_its_batches_have_left_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed: list[float] = []
+    monkeypatch.setattr(serve, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(heap, "trim", lambda: trimmed.append(time.perf_counter()))
+    _, channel = await start()
+    for count in (1, 2):
+        await call(channel, 1.0).outputs()
+        await eventually(lambda count=count: len(trimmed) == count)  # type: ignore[misc]
+    await asyncio.sleep(0.05)
+    assert len(trimmed) == 2
 
 
 async def connected(serving: Serving) -> list[Connection]:

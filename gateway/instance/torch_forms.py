@@ -14,8 +14,8 @@ from gateway.errors import GatewayError, ModelNotReady, OutOfMemory
 from gateway.instance import heap, torch_errors
 from gateway.tensors import DTYPES, Array
 
-KEEP_SECONDS = 60.0
-"""So long after its last use the plain form stays in memory."""
+KEEP_SECONDS, KEEP_READS = 2.0, 20
+"""So long after its last use the plain form stays in memory: that, or so many times as long as it took to be read."""
 MAX_CLASSES = 1024
 """Classes of requests of which it is remembered whether both forms agree; any others are left to the plain form."""
 MAX_SHAPES = 8192
@@ -58,6 +58,7 @@ class PlainForm:
         self._call: Call | None = None
         self._used = 0.0
         """When a call needed it that it was read again for; 0: it is here from the load."""
+        self._keep = KEEP_SECONDS
         self.lasting = False
 
     def hold(self, module: Any, artifact: Path) -> None:
@@ -78,8 +79,10 @@ class PlainForm:
     def call(self) -> Call:
         """The module's forward. ModelNotReady if its file has changed, OutOfMemory."""
         if self._call is None:
+            started = time.monotonic()
             self._call = self._read()
             self._used = time.monotonic()
+            self._keep = max(KEEP_SECONDS, KEEP_READS * (self._used - started))
         elif self._used:
             self._used = time.monotonic()
         return self._call
@@ -101,7 +104,7 @@ class PlainForm:
         """Let go of it if it was not used for long; the seconds until that is to be asked again, below 0 for never."""
         if self.lasting or self._call is None:
             return -1.0
-        left = self._used + KEEP_SECONDS - time.monotonic() if self._used else 0.0
+        left = self._used + self._keep - time.monotonic() if self._used else 0.0
         if left > 0.0:
             return left
         self._call = None
