@@ -66,6 +66,8 @@ class Supervisor:
         keeper = Keeper(
             self._node, self._publish, self.workers.tell, settings.load_timeout, max(settings.drain_timeout, 1.0)
         )
+        self.workers.on_explained = keeper.explained
+        self.workers.on_abandoned = keeper.abandoned
         self.residency = Residency(self._node, {}, Footprints(settings.state_directory), self.workers.usage)
         self.manager = Manager(self._node, keeper, self.residency, self._publish, on_settled)
         self._by_hand = ByHand(settings.model_store, self._node, self.manager, self.workers.usage)

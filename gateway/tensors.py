@@ -41,7 +41,11 @@ ITEMSIZES = {name: dtype.itemsize for name, dtype in DTYPES.items() if name != "
 COPIED = 4096
 """Arrays of so few bytes are copied: that takes a fifth of the time that a view does."""
 MAX_RANK = 64  # numpy's own limit
-MAX_ELEMENTS = 1 << 40
+MAX_ELEMENTS = (1 << 31) - 1
+"""Of a tensor, with its empty axes taken for one element; so its rows fit into a frame, too."""
+MAX_EMPTY_ELEMENTS, MAX_EMPTY_ROWS = 1 << 26, 1 << 16
+"""The same of a tensor without elements, and of its axes before the first empty one: no data vouch for them, a model
+may make outputs of their size, and JSON has a list for each row."""
 MAX_STRINGS = 1 << 16
 """Elements of all BYTES inputs of a request: each is looked at in Python, a thousand in a quarter of a millisecond."""
 _LENGTH = struct.Struct("<I")
@@ -87,9 +91,12 @@ def element_count(shape: Sequence[int]) -> int:
         if size < 0:
             raise RequestError(f"shape {_brief(shape)} has a negative dimension")
         extent *= size or 1
-    if extent > MAX_ELEMENTS:
+    empty = 0 in shape
+    if extent > (MAX_EMPTY_ELEMENTS if empty else MAX_ELEMENTS) or (
+        empty and math.prod(shape[: shape.index(0)]) > MAX_EMPTY_ROWS
+    ):
         raise RequestError(f"a tensor of shape {_brief(shape)} is larger than this server takes")
-    return 0 if 0 in shape else extent
+    return 0 if empty else extent
 
 
 def _brief(shape: Sequence[int]) -> str:

@@ -12,13 +12,16 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from gateway import metrics
 from gateway.http.condemned import REMEMBER_SECONDS
+from gateway.ipc.abandonment import AbandonmentReports
 from gateway.ipc.messages import (
+    Abandoned,
     Applied,
     Ask,
     AskUsage,
     Collect,
     Condemned,
     Counts,
+    Explained,
     FromWorker,
     Hello,
     Keys,
@@ -97,6 +100,11 @@ class Workers:
         self._lost_counts: list[VersionCounters] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self.on_explained: Callable[[list[str]], None] = lambda _: None
+        """Called with instances that were ended by requests."""
+        self.on_abandoned: Callable[[str], None] = lambda _: None
+        """Called with an instance that computes only requests that were cancelled, in whatever worker."""
+        self._abandonment = AbandonmentReports()
         self.given_up = asyncio.Event()
         """Set when a worker does not stay up."""
 
@@ -194,6 +202,12 @@ class Workers:
             self._replied(worker, message.ticket)
         elif isinstance(message, Condemned):
             self._condemn(worker, message)
+        elif isinstance(message, Explained):
+            self.on_explained(message.instances)
+        elif isinstance(message, Abandoned):
+            seen = message.instance, message.execution, message.requests, message.total
+            if self._abandonment.report(worker.index, *seen):
+                self.on_abandoned(message.instance)
         else:
             self._task(self._reply(worker, message))
 

@@ -186,8 +186,9 @@ def test_a_note_is_read_as_it_was_written_and_forgotten_when_cleared() -> None:
     memory = memoryview(bytearray(2 * NOTE_BYTES))
     note, reader = ExecutionNote(memory), ExecutionNote(memory)
     assert reader.read() == frozenset()
-    note.write([7, 2**63, 1])
+    note.write([7, 2**63, 1], execution=3, total=4)
     assert reader.read() == {7, 2**63, 1}
+    assert reader.read_execution() == (3, 4, {7, 2**63, 1})
     note.write([5])
     assert reader.read() == {5}
     note.clear()
@@ -198,7 +199,7 @@ def test_of_more_than_there_is_room_for_the_rest_is_left_out_of_a_note() -> None
     memory = memoryview(bytearray(2 * NOTE_BYTES))
     note = ExecutionNote(memory)
     note.write(range(1, 100_000))
-    assert note.read() == frozenset(range(1, NOTE_BYTES // 8))
+    assert note.read() == frozenset(range(1, NOTE_BYTES // 8 - 2))
     assert not any(memory[NOTE_BYTES:])
 
 

@@ -447,7 +447,7 @@ async def test_no_call_is_to_blame_if_only_the_line_was_cut(tmp_path: Path) -> N
         ExecutionNote(line.peer.replies).write([number])
         line.peer.sock.shutdown(socket.SHUT_RDWR)
         await asyncio.wait_for(line.lost.wait(), PATIENCE)
-        line.channel.settle(alive=True)
+        line.channel.settle(blameless=True)
         error = (await soon(answer)).error
     assert isinstance(error, InstanceLost)
     assert not error.executing

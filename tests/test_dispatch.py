@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -141,6 +141,7 @@ class Bench:
         self.asked: list[tuple[str, str, int]] = []
         self.wake: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.condemned: list[bytes] = []
+        self.explained: list[str] = []
         self.clients: list[Client] = []
         self.routes: dict[int, VersionRoute] = {}
 
@@ -151,6 +152,9 @@ class Bench:
     def condemn(self, digest: bytes) -> None:
         self.condemned.append(digest)
         self.state.condemned.add(digest)
+
+    def explain(self, instances: Sequence[str]) -> None:
+        self.explained += instances
 
     def serve(self, state: str = "READY", version: int = 1, instances: int = 1, **route: Any) -> list[PlayedChannel]:
         """New routes with this version so, and the others as they were."""
@@ -267,6 +271,7 @@ async def test_a_suspect_is_sent_again_alone_and_once(bench: Bench) -> None:
     status, body, _ = await client.answer()
     assert (status, body) == (500, {"error": "this request has ended two processes of the model"})
     assert len(bench.condemned) == 1
+    assert len(bench.explained) == 2
     bench.serve()
     assert (await bench.send().answer())[:2] == (500, body)
     assert bench.dropped("condemned") == 1

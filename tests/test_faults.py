@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def test_a_request_that_kills_is_found_out_refused_and_harms_no_neighbour(own: A
     assert guilty.status == 500
     assert guilty.json() == {"error": "this request has ended two processes of the model"}
     before = restarts(own, "crashes")
-    assert before == 2
+    assert before == 3  # the optimised form's is blamed on no request
     for _ in range(6):  # by whichever worker
         again = Together(own, [poison]).answers()[0]
         assert (again.status, again.body) == (500, guilty.body)
@@ -137,6 +138,35 @@ def test_a_request_that_hangs_is_cut_off_alone(own: Any, helpers: Any) -> None:
         assert "execution_timeout" in answer.json()["error"]
         assert [each.status for each in others.answers()] == [200] * 3
     assert own.metrics().of("gateway_instance_restarts_total", model="hangs", reason="signal 14") == 1
+
+
+def test_a_crash_of_the_optimised_form_is_blamed_on_no_request_and_the_plain_one_answers(
+    own: Any, helpers: Any
+) -> None:
+    notes = own.http.get("/v2/models/slow").json()["parameters"]["notes"]
+    assert "optimize_for_inference: same answers, used" in notes
+    old = own.pid("instance slow/")
+    with Together(own, [own.slow(3.0)]).connections[0] as waiting:
+        helpers.until(lambda: of(own, "gateway_pending_requests", "slow") == 1, 10)
+        os.kill(old, signal.SIGSEGV)  # as a kernel of the optimised form would end it
+        assert waiting.response().status == 200
+    assert own.pid("instance slow/") != old
+    notes = own.http.get("/v2/models/slow").json()["parameters"]["notes"]
+    assert "a process that computed with it ended with signal 11; plain module used" in str(notes)
+    assert "slow/1: its optimised form is not used from now on" in own.log.read_text()
+
+
+def test_a_model_is_free_again_soon_after_the_last_client_of_its_batch_has_left(own: Any, helpers: Any) -> None:
+    runaway = own.slow(60.0)
+    started = time.monotonic()
+    with own.connect() as leaving:
+        leaving.send(runaway)
+        helpers.until(lambda: of(own, "gateway_pending_requests", "slow") == 1, 10)
+        waiting = Together(own, [rounds(helpers, own, "slow")])
+    assert waiting.answers()[0].status == 200
+    assert time.monotonic() - started < 15  # not the execution_timeout of 30 s
+    assert own.metrics().of("gateway_instance_restarts_total", model="slow", reason="abandoned") == 1
+    assert own.versions()["slow"] == "READY"
 
 
 def test_abandoned_requests_are_not_computed(own: Any, helpers: Any) -> None:

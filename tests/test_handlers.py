@@ -55,6 +55,11 @@ class Scores:
             return None
         return {"x": np.zeros((1, 3, 8, 8), np.float32)}
 
+    optimised = False
+
+    def rest(self) -> float:
+        return -1.0
+
     def device_memory(self) -> int | None:
         return 7
 

@@ -32,10 +32,11 @@ LAYERS = """
     gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend
-    gateway.instance.kernel gateway.instance.syscalls
+    gateway.instance.kernel gateway.instance.syscalls gateway.instance.heap
     gateway.instance.landlock gateway.instance.seccomp gateway.instance.priority
     gateway.instance.sandbox
-    gateway.ipc.reply gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
+    gateway.ipc.abandonment gateway.ipc.reply
+    gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
     gateway.instance.replies gateway.instance.proof gateway.instance.images gateway.instance.classes
     gateway.instance.handlers
     gateway.instance.torch_recording gateway.instance.tensorflow_recording
@@ -43,7 +44,7 @@ LAYERS = """
     gateway.instance.torch_* gateway.instance.tensorflow_*
     gateway.instance.runner gateway.nodes.node gateway.nodes.memory gateway.nodes.gpus
     gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
-    gateway.nodes.runners
+    gateway.nodes.runners gateway.lifecycle.deaths
     gateway.lifecycle.version gateway.lifecycle.registry gateway.lifecycle.wanted gateway.nodes.gauge
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency
     gateway.lifecycle.loader gateway.lifecycle.manager

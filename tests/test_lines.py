@@ -100,6 +100,23 @@ async def loss(answer: "asyncio.Future[Reply]") -> tuple[bool, str, str]:
     return error.executing, error.verdict, error.reason
 
 
+async def test_of_an_end_without_blame_no_request_hears(bench: Bench) -> None:
+    answer = await bench.call_and_cut(await bench.connect())
+    bench.lines.died(Died(instance=NAME, error_code="instance_died", reason="", blameless=True))
+    assert (await loss(answer))[0] is False
+
+
+async def test_an_end_by_a_cancelled_request_is_explained_by_it(bench: Bench) -> None:
+    channel = await bench.connect()
+    explained: list[str] = []
+    bench.lines._explain = explained.extend  # noqa: SLF001
+    answer = await bench.call_and_cut(channel)
+    channel.cancel(next(iter(channel.pending)))
+    bench.lines.died(Died(instance=NAME, error_code="instance_died", reason=""))
+    assert explained == [NAME]
+    assert not answer.done()
+
+
 DEATH = Died(instance=NAME, error_code="deadline", reason="too slow")
 
 

@@ -1,6 +1,9 @@
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from stage import PATIENCE, Stage, artifact, ready_of, staged
 
@@ -10,6 +13,8 @@ from gateway.lifecycle import loader
 from gateway.lifecycle.keeper import QUICK_DEATHS, STARTS
 from gateway.lifecycle.placement import CPU, Device
 from gateway.lifecycle.state import State
+from gateway.nodes.node import Instance
+from gateway.store.contents import Contents
 from gateway.store.manifest import InstanceGroup, TensorConfig, VersionPolicy
 from gateway.store.source import Inventory
 
@@ -17,6 +22,16 @@ from gateway.store.source import Inventory
 @pytest.fixture(autouse=True)
 def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_BACKOFF_SECONDS", 0.0)
+
+
+def optimised(stage: Stage) -> Callable[[Instance], None]:
+    """Instances that compute an optimised form unless they are told not to."""
+
+    def succeed(instance: Instance) -> None:
+        instance.pid = 1000 + len(stage.node.spawned)
+        instance.ready.set_result(msgspec.structs.replace(ready_of(instance.pid), optimised=not stage.node.plain[-1]))
+
+    return succeed
 
 
 async def test_a_version_is_loaded_then_routed() -> None:
@@ -148,6 +163,75 @@ async def test_a_version_whose_instances_keep_dying_at_once_is_failed_in_the_end
         assert stage.routed() == []
         await stage.until_quiet()
         assert not stage.node.running
+
+
+async def test_ends_that_requests_explain_never_fail_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "backoff", lambda _: 0.0)
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        for number in range(2 * QUICK_DEATHS):
+            stage.node.end(stage.node.spawned[number], -11)
+            await stage.until(lambda number=number: stage.routed() == [f"m/1#0.{number + 1}"])  # type: ignore[misc]
+            if number % 2:  # a request that two processes have ended with
+                stage.keeper.explained([f"m/1#0.{number - 1}", f"m/1#0.{number}"])
+        assert stage.version().state is State.READY
+        assert stage.version().quick_deaths == []
+
+
+async def test_an_optimised_form_that_crashes_is_given_up_until_the_files_change() -> None:
+    async with staged(artifact()) as stage:
+        stage.node.on_spawn = optimised(stage)
+        await stage.serve()
+        stage.node.end(stage.node.spawned[0], -11)
+        await stage.until(lambda: stage.routed() == ["m/1#0.1"])
+        assert stage.node.plain == ["", "a process that computed with it ended with signal 11"]
+        assert [(each.instance, each.blameless) for each in stage.died] == [("m/1#0.0", True)]
+        assert stage.version().quick_deaths == []
+        changed = Contents(stamp=77)
+        stage.store = [replace(artifact(), contents=changed)]
+        await stage.serve()
+        await stage.until(lambda: stage.routed() == ["m/1#0.2"])
+        assert stage.node.plain[2] == ""
+
+
+@pytest.mark.parametrize("code", [-9, -15, -14, 1])
+async def test_other_ends_are_not_held_against_the_optimised_form(code: int) -> None:
+    async with staged(artifact()) as stage:
+        stage.node.on_spawn = optimised(stage)
+        await stage.serve()
+        stage.node.end(stage.node.spawned[0], code)
+        await stage.until(lambda: stage.routed() == ["m/1#0.1"])
+        assert stage.node.plain == ["", ""]
+        assert not stage.died[0].blameless
+
+
+async def test_a_crash_while_loading_has_the_plain_form_tried_next() -> None:
+    async with staged(artifact()) as stage:
+        spawned: list[Instance] = []
+
+        def crash_first(instance: Instance) -> None:
+            spawned.append(instance)
+            if len(spawned) == 1:
+                stage.node.end(instance, -11)
+            else:
+                stage.node.succeed(instance)
+
+        stage.node.on_spawn = crash_first
+        await stage.serve()
+        assert [bool(reason) for reason in stage.node.plain] == [False, True]
+
+
+async def test_an_instance_whose_batch_was_abandoned_is_ended_without_blame_and_replaced() -> None:
+    async with staged(artifact()) as stage:
+        await stage.serve()
+        stage.keeper.abandoned("m/1#0.0")
+        await stage.until(lambda: stage.routed() == ["m/1#0.1"])
+        assert stage.keeper.restarts == {("m/1", "abandoned"): 1}
+        assert [(each.instance, each.blameless) for each in stage.died] == [("m/1#0.0", True)]
+        assert stage.version().quick_deaths == []
+        stage.keeper.abandoned("m/1#0.0")  # late
+        stage.keeper.abandoned("other/1#0.0")
+        assert stage.routed() == ["m/1#0.1"]
 
 
 async def test_deaths_of_instances_that_lived_a_while_never_fail_a_version(monkeypatch: pytest.MonkeyPatch) -> None:

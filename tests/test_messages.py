@@ -12,6 +12,7 @@ import pytest
 from gateway.ipc import messages
 from gateway.ipc.messages import (
     MAX_MESSAGE,
+    Abandoned,
     Answer,
     Applied,
     Ask,
@@ -23,6 +24,7 @@ from gateway.ipc.messages import (
     Died,
     ExampleInput,
     Exited,
+    Explained,
     Failed,
     Forked,
     FromRunner,
@@ -134,6 +136,8 @@ EVERY: list[tuple[Any, Any]] = [
     (Died(instance="m/1#0", error_code="deadline", reason="too slow"), ToWorker),
     (Condemned(digest=b"\0\xff"), ToWorker),
     (Condemned(digest=b"\0\xff"), FromWorker),
+    (Explained(instances=["m/1#0.7"]), FromWorker),
+    (Abandoned(instance="m/1#0.7", execution=3, requests=1, total=2), FromWorker),
     (AskUsage(ticket=1), ToWorker),
     (Usage(ticket=1, versions=[("m", 1, 0.5, 2)]), FromWorker),
 ]

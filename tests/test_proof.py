@@ -20,6 +20,7 @@ class FakeModel:
     signatures: ClassVar[dict[str, Signature]] = {}
     default_signature = "forward"
     notes: ClassVar[list[str]] = []
+    optimised = False
 
     def __init__(
         self, function: Function, example: dict[str, Array] | None = None, obstacle: str | None = None
@@ -32,6 +33,9 @@ class FakeModel:
     def execute(self, _: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.calls += 1
         return self.function(inputs)
+
+    def rest(self) -> float:
+        return -1.0
 
     def example(self, _: str) -> dict[str, Array] | None:
         return self.shown or None

@@ -25,6 +25,7 @@ class Profiled:
     default_signature = "forward"
     signatures: ClassVar[dict[str, Signature]] = {}
     notes: ClassVar[list[str]] = []
+    optimised = False
     most = 10
 
     def __init__(self) -> None:
@@ -40,6 +41,9 @@ class Profiled:
     def execute(self, _: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self._do("execute")
         return dict(inputs)
+
+    def rest(self) -> float:
+        return -1.0
 
     def example(self, _: str) -> dict[str, Array] | None:
         return self.known

@@ -11,8 +11,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, OutOfMemory, QueueFull, RequestError
-from gateway.instance import replies
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    InferenceFailed,
+    InstanceDied,
+    OutOfMemory,
+    QueueFull,
+    RequestError,
+)
+from gateway.instance import heap, replies, serve
 from gateway.instance.connection import Connection
 from gateway.instance.serve import Server
 from gateway.ipc.arena import THRESHOLD
@@ -50,6 +58,7 @@ class FakeModel:
     default_signature = "forward"
     signatures: ClassVar[dict[str, Signature]] = {}
     notes: ClassVar[list[str]] = []
+    optimised = False
 
     def __init__(self, function: Execute = double) -> None:
         self.function = function
@@ -63,6 +72,9 @@ class FakeModel:
         self.entered.set()
         assert self.gate.wait(PATIENCE)
         return self.function(inputs)
+
+    def rest(self) -> float:
+        return -1.0
 
     def example(self, _: str) -> None:
         return None
@@ -558,6 +570,68 @@ async def test_a_request_that_contradicts_itself_is_answered_with_an_error(
     channel.call(encode(RequestHeader("forward", tensors)), [b"1234"], [], bad.on_reply, 0.0, LATER)
     await bad.error()
     assert (await call(channel, 1).outputs())["y"].item() == 2
+
+
+async def test_a_request_whose_rows_fit_into_no_frame_gets_an_error_and_the_instance_stays(start: Start) -> None:
+    serving, channel = await start()
+    execute = serving.server.execute
+    serving.server.execute = lambda *_: {"y": np.zeros((1, 1), np.float32)}
+    absurd = Call()
+    tensors = (TensorHeader("x", "FP32", (5_000_000_000, 0), 0),)
+    channel.call(encode(RequestHeader("forward", tensors)), [], [], absurd.on_reply, 0.0, LATER)
+    assert isinstance(await absurd.error(), InferenceFailed)
+    serving.server.execute = execute
+    assert (await call(channel, 1).outputs())["y"].item() == 2
+
+
+async def test_a_frame_that_there_is_no_memory_for_costs_its_connection_only(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving, channel = await start()
+    (greedy,) = await connected(serving)
+
+    def exhausted() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(greedy, "receive", exhausted)
+    lost = call(channel, 1.0)
+    assert isinstance(await lost.error(), InstanceDied)
+    assert (await call(await serving.connect(), 1).outputs())["y"].item() == 2
+
+
+async def test_an_idle_instance_lets_its_model_rest_when_that_wants_to(start: Start) -> None:
+    serving, channel = await start()
+    rested = threading.Event()
+    waits = iter([0.001, 0.001, -1.0])
+
+    def rest() -> float:
+        left = next(waits, -1.0)
+        if left < 0:
+            rested.set()
+        return left
+
+    serving.model.rest = rest  # type: ignore[method-assign]
+    await call(channel, 1.0).outputs()
+    assert await asyncio.to_thread(rested.wait, PATIENCE)
+
+
+async def test_an_idle_instance_gives_back_what_its_batches_have_left_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed: list[float] = []
+    monkeypatch.setattr(serve, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr(heap, "trim", lambda: trimmed.append(time.perf_counter()))
+    _, channel = await start()
+    for count in (1, 2):
+        await call(channel, 1.0).outputs()
+        await eventually(lambda count=count: len(trimmed) == count)  # type: ignore[misc]
+    await asyncio.sleep(0.05)
+    assert len(trimmed) == 2
+
+
+async def connected(serving: Serving) -> list[Connection]:
+    await eventually(lambda: bool(serving.connections))
+    return serving.connections
 
 
 async def test_the_queue_of_a_worker_that_leaves_is_dropped(start: Start) -> None:

@@ -95,6 +95,9 @@ class Bench:
     def condemn(self, _: bytes) -> None:
         pass
 
+    def explain(self, _: Any) -> None:
+        pass
+
     @property
     def told(self) -> dict[str, int]:
         return self.counters.requests

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from hashlib import blake2b
 
+from gateway.ipc.messages import VersionRoute
 from gateway.tensors import Buffer
 
 REMEMBER_SECONDS = 300.0
@@ -15,19 +16,19 @@ _VERSION_BYTES = 8
 _KEY_BYTES = _VERSION_BYTES + _SIZE_BYTES
 
 
-def digest_of(model: str, version: str, body: Buffer) -> bytes:
+def digest_of(route: VersionRoute, body: Buffer) -> bytes:
     """What a request is known by: its key, and a hash of its whole body."""
-    return _key_of(model, version, body) + blake2b(body, digest_size=16).digest()
+    return _key_of(route, body) + blake2b(body, digest_size=16).digest()
 
 
-def _key_of(model: str, version: str, body: Buffer) -> bytes:
-    """Its model version and the size of its body, so that few others need a hash."""
-    return _version_key(model, version) + len(body).to_bytes(_SIZE_BYTES, "big")
+def _key_of(route: VersionRoute, body: Buffer) -> bytes:
+    """Its model version, with the files that this had, and the size of its body, so that few others need a hash."""
+    return _version_key(route.model, route.version, route.stamp) + len(body).to_bytes(_SIZE_BYTES, "big")
 
 
 @functools.lru_cache(maxsize=1024)
-def _version_key(model: str, version: str) -> bytes:
-    return blake2b(f"{model}\0{version}".encode(), digest_size=_VERSION_BYTES).digest()
+def _version_key(model: str, version: int, stamp: int) -> bytes:
+    return blake2b(f"{model}\0{version}\0{stamp}".encode(), digest_size=_VERSION_BYTES).digest()
 
 
 class Condemned:
@@ -48,10 +49,10 @@ class Condemned:
         self.digests[digest] = time.monotonic() + REMEMBER_SECONDS
         self._keys[digest[:_KEY_BYTES]] += 1
 
-    def has(self, model: str, version: str, body: Buffer) -> bool:
+    def has(self, route: VersionRoute, body: Buffer) -> bool:
         """Whether this request is remembered; those whose time is over are forgotten."""
         self._forget_old()
-        return _key_of(model, version, body) in self._keys and digest_of(model, version, body) in self.digests
+        return _key_of(route, body) in self._keys and digest_of(route, body) in self.digests
 
     def _forget_old(self) -> None:
         now = time.monotonic()

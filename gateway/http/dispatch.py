@@ -44,7 +44,7 @@ class Dispatch:
     _timer: asyncio.TimerHandle | None = None
     _wish: Wish | None = None  # instead of what the path says
     _waits = False
-    _deaths = 0  # of instances that were computing it
+    _ended: tuple[str, ...] = ()  # the instances that ended while they computed it
     _counters: VersionCounters | None = None  # where there is no target
 
     def __init__(self, connection: "InferenceProtocol", call: Call) -> None:
@@ -83,7 +83,7 @@ class Dispatch:
             flags = wishes.priority
             if wishes is not NONE and wishes.timeout is not None:
                 self._limit(wishes.timeout)
-            if self._deaths:
+            if self._ended:
                 flags |= ALONE
             deadline = arrived + (self._seconds or state.request_timeout)
             now = time.perf_counter()
@@ -100,7 +100,7 @@ class Dispatch:
         """Refuse a request that there is no room for, or that has ended two processes before."""
         if not channel.has_room(size):
             raise channel.queue_full()
-        if self._connection.state.condemned.has(target.model, target.version, self.body.data):
+        if self._connection.state.condemned.has(target.route, self.body.data):
             target.counters.drop("condemned")
             raise culprit()
 
@@ -236,8 +236,9 @@ class Dispatch:
         target, channel = self._target, self._channel
         assert target is not None
         if isinstance(error, InstanceLost):
-            self._deaths += error.executing
-            refusal = answer_to_loss(error, self._deaths, stateful=target.route.config.stateful)
+            if error.executing and channel is not None:
+                self._ended += (channel.instance,)
+            refusal = answer_to_loss(error, len(self._ended), stateful=target.route.config.stateful)
             if refusal is None:
                 target.counters.retries += 1
                 self._request_id, self._regions, self._region, self._channel = 0, [], None, None
@@ -245,9 +246,10 @@ class Dispatch:
                     self._set_alarm()
                 self._send()
                 return
-            if self._deaths >= MOST_DEATHS:
-                digest = digest_of(target.model, target.version, self.body.data)
-                self._connection.state.supervisor.condemn(digest)
+            if self._ended:
+                self._connection.state.supervisor.explain(self._ended)
+            if len(self._ended) >= MOST_DEATHS:
+                self._connection.state.supervisor.condemn(digest_of(target.route, self.body.data))
             error = refusal
         elif isinstance(error, QueueFull) and channel is not None:
             error.retry_after = channel.retry_after()

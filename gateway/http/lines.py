@@ -1,10 +1,12 @@
 """A worker's lines to all instances: connects them, and learns why one was cut before its requests are told."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Iterable
 
 from gateway.errors import InstanceDied
+from gateway.ipc.abandonment import GRACE_SECONDS
 from gateway.ipc.channel import Channel
 from gateway.ipc.messages import Died, InstanceAddress, VersionRoute
 from gateway.metrics import Counters, VersionCounters
@@ -27,11 +29,20 @@ class Lines:
         counters: Counters,
         on_lost: Callable[[Channel], None],
         reconnect: Callable[[], None],
+        explain: Callable[[list[str]], None] = lambda _: None,
+        abandoned: Callable[[str, int, int, int], None] = lambda *_: None,
     ) -> None:
+        """Two more are called.
+
+        `explain` with instances that a cancelled request has ended, `abandoned` with an instance that computes only
+        cancelled requests, and what AbandonmentWatch reports.
+        """
         self._timeout = timeout
         self._counters = counters
         self._on_lost = on_lost
         self._reconnect = reconnect
+        self._explain = explain
+        self._abandoned = abandoned
         self._channels: dict[str, Channel] = {}
         self._wanted: set[str] = set()
         self._unreached: set[str] = set()
@@ -64,12 +75,15 @@ class Lines:
         channel.max_rows = route.config.max_queue_size + batching
         channel.max_executing = batching + 1
         channel.max_bytes = route.config.queue_bytes
+        channel.abandonment.report = functools.partial(self._abandoned, address.instance)
+        if route.ready:  # what takes its place has to be loaded, too
+            channel.abandonment.grace = max(GRACE_SECONDS, route.ready.load_seconds)
         counters = self._lines[channel] = self._counters.of(route.model, str(route.version), route.framework)
         channel.on_execution = counters.executed
         self._channels[address.instance] = channel
         self._unreached.discard(address.instance)
         for cut in [cut for cut in self._cut if cut.instance == address.instance]:
-            self._settle(cut, alive=True)
+            self._settle(cut, blameless=True)
 
     def keep_only_wanted(self) -> None:
         """Routes without the others are in force: let go of them, and tell the requests of those that were cut."""
@@ -105,16 +119,16 @@ class Lines:
             self._cut[channel] = loop.call_later(DEATH_PATIENCE_SECONDS, self._settle, channel)
         self._try_again()
 
-    def _settle(self, channel: Channel, *, alive: bool = False) -> None:
+    def _settle(self, channel: Channel, *, blameless: bool = False) -> None:
         self._lines.pop(channel, None)
         timer = self._cut.pop(channel, None)
         if timer is not None:
             timer.cancel()
         death = self._verdicts.get(channel.instance)
         if death is None:
-            channel.settle(InstanceDied.code, "", alive=alive)
-        else:
-            channel.settle(death.error_code, death.reason)
+            channel.settle(InstanceDied.code, "", blameless=blameless)
+        elif channel.settle(death.error_code, death.reason, blameless=death.blameless):
+            self._explain([channel.instance])
 
     def _try_again(self) -> None:
         """If the instance died, new routes come soon; if only the line to it was cut, connect anew."""

@@ -36,6 +36,9 @@ class Supervisor(Protocol):
     def condemn(self, digest: bytes) -> None:
         """Have all workers refuse a request for a while."""
 
+    def explain(self, instances: Sequence[str]) -> None:
+        """Have it known that a request has ended these instances."""
+
 
 class WorkerState:
     """The routing table in force, the counters and the limits; all of it used from one thread."""

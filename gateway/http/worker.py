@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
 import uvloop
 from setproctitle import setproctitle
@@ -22,6 +23,7 @@ from gateway.http.state import WorkerState
 from gateway.ipc.channel import Channel
 from gateway.ipc.lifeline import die_with_parent
 from gateway.ipc.messages import (
+    Abandoned,
     Answer,
     Applied,
     Ask,
@@ -30,6 +32,7 @@ from gateway.ipc.messages import (
     Condemned,
     Counts,
     Died,
+    Explained,
     Hello,
     Keys,
     MessageStream,
@@ -71,6 +74,8 @@ class Worker:
             self.state.counters,
             on_lost=self._drop,
             reconnect=self._reconnect,
+            explain=self.explain,
+            abandoned=self._abandoned,
         )
         self._shadows = Shadows(self.state)
         self._routes: Routes | None = None
@@ -116,6 +121,14 @@ class Worker:
         """Refuse a request from now on, and have the supervisor tell the other workers."""
         self.state.condemned.add(digest)
         self._stream.send(Condemned(digest=digest))
+
+    def explain(self, instances: Sequence[str]) -> None:
+        """Tell the supervisor that these instances were ended by a request."""
+        self._stream.send(Explained(instances=list(instances)))
+
+    def _abandoned(self, instance: str, execution: int, requests: int, total: int) -> None:
+        """Tell the supervisor that no client of this worker waits for what an instance computes."""
+        self._stream.send(Abandoned(instance=instance, execution=execution, requests=requests, total=total))
 
     async def listen(self, servers: Servers) -> None:
         """Act on what the supervisor says until it is gone, or no longer understood; then stop the servers."""

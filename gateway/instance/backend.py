@@ -42,6 +42,10 @@ class LoadedModel(Protocol):
     notes: list[str]
     """What the loader decided on its own, one sentence each, for the model's status."""
 
+    @property
+    def optimised(self) -> bool:
+        """Whether requests may be computed in another form than the artifact's, which may crash where that does not."""
+
     def execute(self, signature: str, inputs: Tensors) -> dict[str, Array]:
         """Run one signature and return its outputs in the signature's order.
 
@@ -60,6 +64,12 @@ class LoadedModel(Protocol):
     def tracer(self) -> Tracer:
         """What records its calls. Costs nothing before it is started."""
 
+    def rest(self) -> float:
+        """Called when there is nothing to do: let go of memory that was not needed for a while.
+
+        Returns the seconds after which to call again, below 0 for never.
+        """
+
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests must not be joined whatever a test shows (state, control flow on values); else None."""
 
@@ -71,8 +81,9 @@ class Backend(Protocol):
     cuda: bool
     """Whether this build of the framework can use GPUs; known without touching one."""
 
-    def load(self, artifact: Path, config: ModelConfig, device: str) -> LoadedModel:
+    def load(self, artifact: Path, config: ModelConfig, device: str, *, plain: str = "") -> LoadedModel:
         """Load an artifact onto `device` ("cpu", or "cuda:0" in a process that sees one GPU).
 
+        `plain` says why the model must be computed as the artifact has it, in no optimised form; empty: it need not.
         Raises LoadFailed with a sentence that tells the user what to do.
         """

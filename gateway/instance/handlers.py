@@ -147,6 +147,15 @@ class HandledModel:
         """As the model says."""
         return self._model.device_memory()
 
+    @property
+    def optimised(self) -> bool:
+        """As the model says."""
+        return self._model.optimised
+
+    def rest(self) -> float:
+        """As the model does."""
+        return self._model.rest()
+
     def tracer(self) -> Tracer:
         """As the model says."""
         return self._model.tracer()

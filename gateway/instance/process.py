@@ -15,7 +15,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
-from gateway.instance import priority, sandbox
+from gateway.instance import heap, priority, sandbox
 from gateway.instance.backend import Backend, LoadedModel
 from gateway.instance.handlers import HandledModel, handled
 from gateway.instance.proof import decide_batching, may_join
@@ -61,30 +61,19 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
         listener = prepare(spawn, output_fd)
         protection = sandbox.enter(spawn)
         check_files(Path(spawn.directory or spawn.artifact))
-        loaded = backend.load(Path(spawn.artifact), spawn.config, "cpu" if spawn.device == "cpu" else "cuda:0")
+        device = "cpu" if spawn.device == "cpu" else "cuda:0"
+        loaded = backend.load(Path(spawn.artifact), spawn.config, device, plain=spawn.plain)
         model = handled(loaded, spawn.config)
         batching = decide_batching(loaded, spawn.config)
         warm_up(loaded, spawn.config, batching)
         if isinstance(model, HandledModel):
             batching = model.batching(batching)
+        model.rest()
+        heap.trim()  # of what the load took; it is what the memory is measured after
     except Exception as error:  # noqa: BLE001 - whatever an artifact does at load, the reason must reach its owner
         send(control, failure(error))
         return 1
-    send(
-        control,
-        Ready(
-            pid=os.getpid(),
-            platform=model.platform,
-            signatures=model.signatures,
-            default_signature=model.default_signature,
-            batching=batching,
-            notes=model.notes,
-            load_seconds=time.perf_counter() - started,
-            device_memory=model.device_memory(),
-            sandbox=protection,
-            example=example_of(model, spawn.config),
-        ),
-    )
+    send(control, _ready(model, spawn, batching, protection, time.perf_counter() - started))
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
     recorder = Recorder(server, model, Path(spawn.scratch), functools.partial(send, control), spawn.memory_limit)
 
@@ -98,6 +87,23 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
     server.run(control, on_control)
     priority.give_way()  # nobody waits for the kernel to take the process apart, which is milliseconds of work
     return 0
+
+
+def _ready(model: LoadedModel, spawn: Spawn, batching: Batching, protection: str, seconds: float) -> Ready:
+    """What to tell of a model that was loaded in so many seconds."""
+    return Ready(
+        pid=os.getpid(),
+        platform=model.platform,
+        signatures=model.signatures,
+        default_signature=model.default_signature,
+        batching=batching,
+        notes=model.notes,
+        optimised=model.optimised,
+        load_seconds=seconds,
+        device_memory=model.device_memory(),
+        sandbox=protection,
+        example=example_of(model, spawn.config),
+    )
 
 
 def prepare(spawn: Spawn, output_fd: int) -> socket.socket:

@@ -24,9 +24,9 @@ def failure_of(error: Exception) -> Failure:
     return Failure(error.code, error.message)
 
 
-def failure_frame(request_id: int, failure: Failure, times: Times = (0.0, 0.0, 0)) -> list[Buffer]:
-    """The answer to a request that has no outputs."""
-    return reply_frame(FAILURE, request_id, b"", [encode(failure)], times)
+def failure_frame(request_id: int, failure: Failure) -> list[Buffer]:
+    """The answer to a request that has no outputs: without times, which nobody counts."""
+    return reply_frame(FAILURE, request_id, b"", [encode(failure)])
 
 
 def result_frame(request: PendingRequest, outputs: dict[str, Array], times: Times) -> list[Buffer]:
@@ -40,7 +40,7 @@ def result_frame(request: PendingRequest, outputs: dict[str, Array], times: Time
         else:
             message = error.message if isinstance(error, GatewayError) else f"an output cannot be sent: {error}"
             failure = Failure(InferenceFailed.code, message)
-        return failure_frame(request.request_id, failure, times)
+        return failure_frame(request.request_id, failure)
 
 
 def _result(request: PendingRequest, outputs: dict[str, Array], times: Times) -> list[Buffer]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -127,6 +128,9 @@ class Runner:
             for fd in self._children:
                 os.close(fd)
             code = process.main(self._backend, spawn, socket.socket(fileno=control_fd), output_fd)
+        except BaseException:  # noqa: BLE001 - the last that is heard of this process
+            with contextlib.suppress(Exception):
+                traceback.print_exc()
         finally:
             os._exit(code)  # never back into the runner's loop, nor through its exit handlers
 

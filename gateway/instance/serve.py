@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.errors import ProtocolError
+from gateway.instance import heap
 from gateway.instance.backend import LoadedModel
 from gateway.instance.batching import join_inputs, part_outputs
 from gateway.instance.connection import Connection
@@ -23,6 +24,8 @@ PLANS = 4096
 """Distinct request headers remembered; more of them only costs decoding again."""
 
 
+IDLE_SECONDS = 1.0
+"""After so long without work the memory that the last batches have left in the heap is given back."""
 REST_SECONDS = 5.0
 """At the end, how long a worker may take to read the answers that its socket had no room for."""
 _CANCELLED = Failure("cancelled", "")
@@ -53,6 +56,9 @@ class Server:
         self._queue = RequestQueue()
         self._plans: dict[bytes, Plan] = {}
         self._outgoing: dict[Connection, list[Buffer]] = {}
+        self._executions = 0
+        self._untidy = False
+        """Whether something was computed since the heap was last trimmed."""
         self._noted: list[Connection] = []
         """The connections whose note says that requests are being executed."""
         self._decode = msgspec.msgpack.Decoder(RequestHeader).decode
@@ -66,7 +72,11 @@ class Server:
         self._poll.register(self._listener, select.EPOLLIN)
         self._poll.register(control, select.EPOLLIN)
         while not self._stopping or self._queue.rows:
-            for fd, events in self._poll.poll(self._patience()):
+            ready = self._poll.poll(self._patience())
+            if not ready and self._untidy and not self._queue.rows:
+                self._untidy = False
+                heap.trim()
+            for fd, events in ready:
                 if fd == self._listener.fileno():
                     self._accept()
                 elif fd == control.fileno():
@@ -82,9 +92,12 @@ class Server:
             connection.send_rest(REST_SECONDS)
 
     def _patience(self) -> float:
-        """Seconds to wait for events: none with work at hand, for ever without, else until a batch is due."""
+        """Seconds to wait for events: none with work at hand, else until a batch is due or the model wants to rest."""
         if not self._queue.rows:
-            return -1
+            left = self._model.rest()
+            if self._untidy:
+                return min(left, IDLE_SECONDS) if left >= 0 else IDLE_SECONDS
+            return left
         if not self._delay:
             return 0.0
         return self._queue.patience(self._max_rows, self._delay, time.perf_counter())
@@ -112,8 +125,8 @@ class Server:
             now = time.perf_counter()
             for frame in frames:
                 self._take_in(connection, now, *frame)
-        except (EOFError, ProtocolError, msgspec.DecodeError):
-            # The worker is gone, or no longer makes sense: nobody waits for its answers.
+        except (EOFError, ProtocolError, msgspec.DecodeError, MemoryError):
+            # The worker is gone, or makes no sense, or sent more than there is memory for: it is not answered any more.
             del self._connections[connection.sock.fileno()]
             self._poll.unregister(connection.sock)
             for request in list(connection.queued.values()):
@@ -203,9 +216,12 @@ class Server:
             if connection.note is not None:  # for the type checker
                 connection.note.clear()
         self._noted = []
+        self._executions += 1
+        self._untidy = True
         for connection in {request.connection for request in batch}:
             if connection.note is not None:
-                connection.note.write([each.request_id for each in batch if each.connection is connection])
+                ids = [each.request_id for each in batch if each.connection is connection]
+                connection.note.write(ids, self._executions, len(batch))
                 self._noted.append(connection)
 
     def _answer_failure(self, batch: list[PendingRequest], error: Exception) -> None:

@@ -48,7 +48,7 @@ class TensorFlowBackend:
     framework = "tensorflow"
     cuda: bool = tf.test.is_built_with_cuda()
 
-    def load(self, artifact: Path, config: ModelConfig, device: str) -> TensorFlowModel:
+    def load(self, artifact: Path, config: ModelConfig, device: str, *, plain: str = "") -> TensorFlowModel:  # noqa: ARG002 - there is no other form
         """Load the SavedModel in a directory; LoadFailed tells the user what to do."""
         _check_directory(artifact)
         if device != "cpu":

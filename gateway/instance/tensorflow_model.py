@@ -169,6 +169,12 @@ class TensorFlowModel:
                 return inputs
         return None
 
+    optimised = False
+
+    def rest(self) -> float:
+        """Nothing is let go of; see `LoadedModel.rest`."""
+        return -1.0
+
     def device_memory(self) -> int | None:
         """The most that TensorFlow has had in use on the GPU, for what it has taken once it does not give back."""
         if not self.on_gpu:

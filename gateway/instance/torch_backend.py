@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from gateway.errors import GatewayError, LoadFailed, RequestError
+from gateway.errors import GatewayError, LoadFailed, OutOfMemory, RequestError
 from gateway.instance import torch_errors, torch_inputs, torch_signature, torch_types
 from gateway.instance.backend import Tensors
 from gateway.instance.handlers import with_image_input
+from gateway.instance.torch_forms import Forms, PlainForm, freeze, optimise
 from gateway.instance.torch_graph import constant, examine
 from gateway.instance.torch_inputs import Example
 from gateway.instance.torch_recording import TorchTracer
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import DTYPES, Array, Signature, TensorSpec
+from gateway.tensors import Array, Signature, TensorSpec
 
 SIGNATURE = "forward"
 _NO_FORWARD = "the archive has no forward method; script or trace a module that defines forward"
@@ -35,7 +36,7 @@ class TorchBackend:
     framework = "pytorch"
     cuda = torch.version.cuda is not None
 
-    def load(self, artifact: Path, config: ModelConfig, device: str) -> "TorchScriptModel":
+    def load(self, artifact: Path, config: ModelConfig, device: str, *, plain: str = "") -> "TorchScriptModel":
         """Load a TorchScript archive; see `Backend.load`."""
         if not artifact.is_file():
             raise LoadFailed("the artifact is not a file; a TorchScript model is one file such as model.pt")
@@ -49,12 +50,16 @@ class TorchBackend:
         with _quiet():
             # PyTorch warns once in a process of arrays that are not writable; nothing here writes into inputs.
             torch.from_numpy(np.frombuffer(bytes(4), np.float32))
+            form = PlainForm(artifact)
             module, typed = _open(artifact, device)
-            model = TorchScriptModel(module, config, device, typed)
+            if not module._c._has_method("forward"):  # noqa: SLF001 - no public name
+                raise LoadFailed(_NO_FORWARD)
+            form.hold(module, artifact)
+            if torch_errors.is_flatbuffer(artifact):
+                # Its weights point into the file's bytes, which live as long as the module that was read from them.
+                form.lasting = True
+            model = TorchScriptModel(module, config, device, typed, form, plain)
         model.artifact = artifact
-        if torch_errors.is_flatbuffer(artifact):
-            # Its weights point into the file's bytes, which live as long as the module that was read from them.
-            model.owner = module
         return model
 
 
@@ -63,12 +68,12 @@ class TorchScriptModel:
 
     platform = "pytorch_torchscript"
     default_signature = SIGNATURE
-    owner: Any = None
     artifact = Path()
 
-    def __init__(self, module: Any, config: ModelConfig, device: str, typed: Any) -> None:
-        if not module._c._has_method("forward"):  # noqa: SLF001 - no public name
-            raise LoadFailed(_NO_FORWARD)
+    def __init__(
+        self, module: Any, config: ModelConfig, device: str, typed: Any, plain: PlainForm, only_plain: str = ""
+    ) -> None:
+        """`only_plain` says why no optimised form may be tried; empty: it may."""
         schema = module._c._get_method("forward").schema  # noqa: SLF001 - no public name
         arguments = torch_types.arguments_of(schema)
         if all(argument.kind == "tensor" for argument in arguments):
@@ -80,17 +85,20 @@ class TorchScriptModel:
         self._renamed = [output.name for output in config.outputs]
         self._single = (self._renamed or ["output_0"])[0]
         self._device = None if device == "cpu" else torch.device(device)
-        frozen, graph = _freeze(module)
+        frozen, graph = freeze(module)
         self._facts = examine(graph)
         self.stateful = config.stateful or self._facts.state or self._facts.opaque
         simple = all(argument.kind == "tensor" for argument in self._arguments)
         fast = simple and self._device is None and not self._facts.mutates_inputs
         self._names = [argument.name for argument in self._arguments] if fast else None
-        self._set_call(module)
+        self.plain = plain
+        self._call = plain.call()
+        self.forms: Forms | None = None
         self._example = None if self.stateful else self._find_example(config, graph, typed)
-        self._pair = self._two_rows()
-        self.notes = [f"optimize_for_inference: {self._optimise(module, frozen)}"]
-        self.signatures = {SIGNATURE: self._signature(config, graph)}
+        pair = self._two_rows()
+        reason = f"not tried, {only_plain}; plain module used" if only_plain else self._optimise(frozen, pair)
+        self.notes = [f"optimize_for_inference: {reason}"]
+        self.signatures = {SIGNATURE: self._signature(config, graph, pair)}
 
     # --- Calls
 
@@ -102,14 +110,18 @@ class TorchScriptModel:
         if names is None or len(inputs) != len(names):
             return self._execute_any(inputs)
         try:
-            values = [_from_numpy(inputs[name]) for name in names]
+            arrays = [inputs[name] for name in names]
+            values = [_from_numpy(array) for array in arrays]
         except (KeyError, TypeError, ValueError, RuntimeError):
+            return self._execute_any(inputs)
+        forms = self.forms
+        if forms is not None and tuple([(array.dtype.char, array.shape) for array in arrays]) not in forms.proved:
             return self._execute_any(inputs)
         try:
             with _InferenceMode(True):
                 result = self._call(*values)
         except Exception as error:  # noqa: BLE001 - a model may raise whatever Python has
-            raise torch_errors.failure(error) from None
+            return self._failed(error, inputs)
         if type(result) is torch.Tensor and result.dtype in _DATATYPES and not self.stateful:
             for value in values:
                 if _is_alias_of(result, value):
@@ -121,13 +133,32 @@ class TorchScriptModel:
         return self._outputs(result, values)
 
     def _execute_any(self, inputs: Tensors) -> dict[str, Array]:
-        """Run forward with arguments of any kind, on any device."""
+        """Run forward with arguments of any kind, on any device, in the form that is right for them."""
+        if self.forms is None:
+            return self._run(self._call, inputs)
+        torch_types.gather(self._arguments, inputs)  # what is refused here is no business of either form
+        return self.forms.execute(self._in_order(inputs), self._run)
+
+    def _failed(self, error: Exception, inputs: Tensors) -> dict[str, Array]:
+        """Raise what the model raised; if that was its optimised form, answer what the plain one does."""
+        failure = torch_errors.failure(error)
+        if self.forms is None or isinstance(failure, OutOfMemory):
+            raise failure from None
+        return self.forms.as_plain(self._in_order(inputs), self._run)
+
+    def _in_order(self, inputs: Tensors) -> Tensors:
+        """The inputs in the order of the model's own."""
+        names = self._names
+        return inputs if names is None else {name: inputs[name] for name in names if name in inputs}
+
+    def _run(self, call: Callable[..., Any], inputs: Tensors) -> dict[str, Array]:
+        """Run a form of forward with arguments of any kind, on any device."""
         values = torch_types.gather(self._arguments, inputs)
         if self._device is not None or self._facts.mutates_inputs:
             values = [_moved(value, self._device) for value in values]
         try:
             with _InferenceMode(True):
-                result = self._call(*values)
+                result = call(*values)
         except Exception as error:  # noqa: BLE001 - a model may raise whatever Python has
             raise torch_types.no_text(error, inputs) or torch_errors.failure(error) from None
         return self._outputs(result, values)
@@ -183,11 +214,6 @@ class TorchScriptModel:
 
     # --- Loading
 
-    def _set_call(self, module: Any) -> None:
-        core = module._c  # noqa: SLF001 - its method is called directly: 1 µs less than nn.Module.__call__
-        hooked = core._get_forward_hooks() or core._get_forward_pre_hooks()  # noqa: SLF001
-        self._call: Callable[..., Any] = module if hooked else core._get_method("forward")  # noqa: SLF001
-
     def _find_example(self, config: ModelConfig, graph: Any, typed: Any) -> Example | None:
         """A request that forward accepted: as declared, else as traced, else as the weights in the graph suggest."""
         guesses = torch_inputs.guesses(graph, self._arguments, _dtype_of(graph))
@@ -209,30 +235,35 @@ class TorchScriptModel:
         pair = {name: np.concatenate([array, other[name]]) for name, array in self._example.items()}
         return None if self._answer(pair) is None else pair
 
-    def _optimise(self, module: Any, frozen: Any) -> str:
-        """Call the module through optimize_for_inference if that gives the same answers; what became of it."""
+    def _optimise(self, frozen: Any, pair: Example | None) -> str:
+        """Call the module through optimize_for_inference where that gives the same answers; what became of it."""
+        tensors = ("tensor", "tensors", "tuple", "entries", "default")
         reasons = (
             (self._device is not None, "only done on the CPU"),
             (self.stateful, "the model keeps state"),
             (self._example is None, "no example input is known, declare inputs in model.yaml"),
             (self._facts.random, "the model draws random numbers"),
-            (frozen is None or self._call is module, "the model cannot be frozen"),
+            (any(each.kind not in tensors for each in self._arguments), "an input is not a tensor"),
+            (frozen is None or isinstance(self._call, torch.nn.Module), "the model cannot be frozen"),
         )
         if (reason := next((reason for found, reason in reasons if found), None)) is not None:
             return f"not tried, {reason}; plain module used"
-        checks = [self._example, torch_inputs.redraw(self._example or {}, 2), self._pair]
-        # Convolutions take an image without a batch dimension, too; what worked plain must go on working.
-        checks.append({name: array[0] for name, array in (self._example or {}).items() if array.ndim > 1})
-        expected = [None if check is None else self._answer(check) for check in checks]
-        try:
-            self._set_call(torch.jit.optimize_for_inference(frozen))
-        except Exception:  # noqa: BLE001 - a pass over the graph may fail in any way; the plain module stays
-            return "failed, plain module used"
-        for check, plain in zip(checks, expected, strict=True):
-            if check is not None and plain is not None and not _same(plain, self._answer(check)):
-                self._set_call(module)
-                return "answers differ, plain module used"
-        return "same answers, used"
+        example = self._example or {}
+        checks = [example, torch_inputs.redraw(example, 2), *([pair] if pair else [])]
+        checks = [dict(self._in_order(check)) for check in checks]
+        self.forms, said = optimise(frozen, self.plain, checks, self._run, rows=pair is not None)
+        if self.forms is not None:
+            self._call = self.forms.optimised
+        return said
+
+    @property
+    def optimised(self) -> bool:
+        """Whether requests may be computed in another form than the artifact's; see `LoadedModel.optimised`."""
+        return self.forms is not None
+
+    def rest(self) -> float:
+        """Let go of the plain form if it is not needed; see `LoadedModel.rest`."""
+        return -1.0 if self.forms is None else self.plain.rest()
 
     def _try(self, example: Tensors) -> Example:
         return self.execute(SIGNATURE, example)
@@ -243,9 +274,9 @@ class TorchScriptModel:
         except GatewayError:
             return None
 
-    def _signature(self, config: ModelConfig, graph: Any) -> Signature:
-        inputs = torch_signature.inputs(self._arguments, graph, config, self._example, self._pair)
-        answers = (self._answer(self._example), self._answer(self._pair))
+    def _signature(self, config: ModelConfig, graph: Any, pair: Example | None) -> Signature:
+        inputs = torch_signature.inputs(self._arguments, graph, config, self._example, pair)
+        answers = (self._answer(self._example), self._answer(pair))
         promised, more = torch_types.output_names(self._returns)
         outputs = torch_signature.outputs(config, promised, *answers)
         return Signature(SIGNATURE, inputs, outputs, torch_signature.takes_more(self._arguments), more)
@@ -274,18 +305,6 @@ def _open(artifact: Path, device: str) -> tuple[Any, Any]:
         raise torch_errors.unreadable(error) from None
 
 
-def _freeze(module: Any) -> tuple[Any, Any]:
-    """A frozen copy of the module (None where it cannot be frozen) and the graph that tells most about forward."""
-    try:
-        frozen = torch.jit.freeze(module, optimize_numerics=False)
-        graph = frozen.graph.copy()
-    except Exception:  # noqa: BLE001 - what cannot be folded can still be read
-        frozen, graph = None, module.inlined_graph.copy()
-    torch._C._jit_pass_inline_fork_wait(graph)  # noqa: SLF001 - no public name
-    torch._C._jit_pass_inline(graph)  # noqa: SLF001 - what the forks called
-    return frozen, graph
-
-
 def _dtype_of(graph: Any) -> torch.dtype:
     """The datatype of the largest floating point weight."""
     found = (constant(value) for node in graph.nodes() for value in node.outputs())
@@ -312,25 +331,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def _shared(tensor: torch.Tensor, source: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and tensor.device == source.device and _is_alias_of(tensor, source)
-
-
-def _same(plain: Example, optimised: Example | None) -> bool:
-    """Whether two answers agree to rounding."""
-    if optimised is None or plain.keys() != optimised.keys():
-        return False
-    for name, want in plain.items():
-        have = optimised[name]
-        if want.shape != have.shape or want.dtype != have.dtype:
-            return False
-        if want.dtype.kind != "f" and want.dtype != DTYPES["BF16"]:
-            if not np.array_equal(want, have):
-                return False
-            continue
-        wide, other = want.astype(np.float64), have.astype(np.float64)
-        scale = float(np.max(np.abs(wide), where=np.isfinite(wide), initial=0.0))
-        if not np.allclose(wide, other, rtol=1e-4, atol=1e-5 * scale, equal_nan=True):
-            return False
-    return True
 
 
 @contextlib.contextmanager

@@ -95,7 +95,8 @@ class Arena:
 class ExecutionNote:
     """Which requests an instance is executing, written where its worker can still read it when the instance is dead.
 
-    One word says how many, the next ones are their ids. Of more than there is room for, the rest is left out.
+    One word says how many, the next ones are their ids; of more than there is room for, the rest is left out. The last
+    two words are the number of the execution and how many requests it has, those of other workers included.
     """
 
     def __init__(self, memory: memoryview) -> None:
@@ -105,10 +106,11 @@ class ExecutionNote:
         """It is not used any more."""
         self._words.release()
 
-    def write(self, ids: Sequence[int]) -> None:
+    def write(self, ids: Sequence[int], execution: int = 0, total: int = 0) -> None:
         """These are about to be executed; the count comes last, so that a torn note says less and nothing wrong."""
         words = self._words
-        count = min(len(ids), len(words) - 1)
+        words[-1], words[-2] = execution, total
+        count = min(len(ids), len(words) - 3)
         words[1 : 1 + count] = memoryview(array("Q", ids))[:count]
         words[0] = count
 
@@ -119,7 +121,14 @@ class ExecutionNote:
     def read(self, most: int = NOTE_BYTES) -> frozenset[int]:
         """The ids in the note, no more than `most`, whatever an instance has made of it."""
         words = self._words
-        return frozenset(words[1 : 1 + min(words[0], len(words) - 1, most)].tolist())
+        return frozenset(words[1 : 1 + min(words[0], len(words) - 3, most)].tolist())
+
+    def read_execution(self) -> tuple[int, int, frozenset[int]]:
+        """(number of the execution, its requests in all, the ids in the note); no ids if it changed meanwhile."""
+        words = self._words
+        execution, total = words[-1], words[-2]
+        ids = self.read()
+        return execution, total, ids if words[-1] == execution else frozenset()
 
 
 class CancelNote:

@@ -12,6 +12,7 @@ from typing import cast
 import msgspec
 
 from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, QueueFull, from_code
+from gateway.ipc.abandonment import AbandonmentWatch
 from gateway.ipc.arena import (
     NOTE_BYTES,
     THRESHOLD,
@@ -38,21 +39,13 @@ from gateway.ipc.framing import (
     result_header,
     split_payload,
 )
-from gateway.ipc.reply import DIED, InstanceLost, Reply
+from gateway.ipc.reply import DIED, Call, InstanceLost, Reply
 from gateway.tensors import Buffer
 
 log = logging.getLogger("gateway.channel")
 
 SWEEP_SECONDS = 1.0
 TRIM_SECONDS = 5.0
-
-
-class _Call(msgspec.Struct, gc=False):
-    on_reply: Callable[[Reply], None] | None
-    regions: list[int]
-    deadline: float
-    rows: int
-    size: int
 
 
 MAX_RETRY_AFTER, MAX_SECONDS = 60, 1e6
@@ -78,12 +71,13 @@ class Channel(asyncio.Protocol):
         """Whether the instance was let go of because it spoke nonsense."""
         self.on_execution: Callable[[float, int], None] | None = None
         """Called with the seconds and rows of each execution, whoever waited for it."""
-        self.pending: dict[int, _Call] = {}
+        self.pending: dict[int, Call] = {}
         self.arena = Arena.create("gateway-requests", first=NOTE_BYTES)
         self._cancelled = CancelNote(self.arena.view)
         self._reply_fd = create_memory("gateway-replies")
         self._replies = map_readable(self._reply_fd)
         self._note = ExecutionNote(self._replies)
+        self.abandonment = AbandonmentWatch(self._note, self.pending)
         self._timeout = timeout
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -126,17 +120,19 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Called by asyncio: no call is answered any more, which `settle` tells them."""
         self.closed = True
+        self.abandonment.close()
         for timer in filter(None, (self._trimmer, self._reply_trimmer)):
             timer.cancel()
         self._close_arenas()
         self._on_lost(self)
 
-    def settle(self, verdict: str = InstanceDied.code, reason: str = "", *, alive: bool = False) -> None:
+    def settle(self, verdict: str = InstanceDied.code, reason: str = "", *, blameless: bool = False) -> bool:
         """Tell the calls of an instance that is gone: `verdict` is for those that it was computing.
 
-        `alive` if only the line to it was cut: then no call is to blame.
+        `blameless` if no call is to blame, for example because only the connection was lost. Returns whether a call was
+        computed that had been cancelled: no one else will say that it was the cause.
         """
-        executing = frozenset[int]() if alive else self._note.read(self.max_executing)
+        executing = frozenset[int]() if blameless else self._note.read(self.max_executing)
         self._note.release()
         unmap(self._replies)
         if self._sweeper:
@@ -147,6 +143,7 @@ class Channel(asyncio.Protocol):
             lost = InstanceLost(executing=request_id in executing, verdict=verdict, reason=reason)
             error = InstanceDied(DIED) if self.distrusted else lost
             self._tell(call.on_reply, Reply(error, None, (), 0.0, 0.0, 0, time.perf_counter()))
+        return any(call.on_reply is None and request_id in executing for request_id, call in calls.items())
 
     def close(self) -> None:
         """Stop using this instance."""
@@ -228,7 +225,7 @@ class Channel(asyncio.Protocol):
             self._loop.call_soon(on_reply, Reply(InstanceLost(), None, (), 0.0, 0.0, 0, now))
             return request_id
         self._write(request_frame(INFER, request_id, header, payload, now, deadline, flags))
-        self.pending[request_id] = _Call(on_reply, regions, deadline, rows, size)
+        self.pending[request_id] = Call(on_reply, regions, deadline, rows, size)
         self.rows += rows
         self.bytes += size
         if self._sweeper is None:
@@ -240,7 +237,9 @@ class Channel(asyncio.Protocol):
         call = self.pending.get(request_id)
         if call and call.on_reply:
             call.on_reply = None
+            call.cancelled = time.perf_counter()
             if not self.closed:
+                self.abandonment.cancelled()
                 self._cancelled.add(request_id)
                 self._write(request_frame(CANCEL, request_id))
 

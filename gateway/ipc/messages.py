@@ -47,6 +47,8 @@ class Spawn(Message):
     """auto | require | off"""
     memory_limit: int = 0
     """Bytes of private memory that the instance may take; 0: as much as there is."""
+    plain: str = ""
+    """Why the model must be computed as its artifact has it, in no optimised form; empty: it need not."""
 
 
 class Kill(Message):
@@ -106,6 +108,8 @@ class Ready(Message):
     batching: Batching
     notes: list[str]
     load_seconds: float
+    optimised: bool = False
+    """Whether requests may be computed in an optimised form, which may crash where the artifact's own does not."""
     device_memory: int | None = None
     """Bytes that the framework has taken on the instance's GPU; None on the CPU or where it does not tell."""
     sandbox: str = ""
@@ -188,6 +192,8 @@ class VersionRoute(msgspec.Struct, frozen=True):
     """How many instances it has when all of them run."""
     artifact_bytes: int = 0
     """Of all files in the version's directory."""
+    stamp: int = 0
+    """A fingerprint of its files and its configuration: another one after they were replaced."""
 
 
 class Routes(Message):
@@ -211,6 +217,8 @@ class Died(Message):
     instance: str
     error_code: str
     reason: str
+    blameless: bool = False
+    """No request is the cause: those that it was computing are sent again like those that waited."""
 
 
 class Condemned(Message):
@@ -286,10 +294,28 @@ class Ask(Message):
     instance: int = 0
 
 
+class Explained(Message):
+    """Worker → supervisor: each of these instances was ended by a request, which is not sent again."""
+
+    instances: list[str]
+
+
+class Abandoned(Message):
+    """Worker → supervisor: its clients wait for none of its requests that an instance is computing.
+
+    `execution` is the instance's number for that; the worker has `requests` of the `total` in it.
+    """
+
+    instance: str
+    execution: int
+    requests: int
+    total: int
+
+
 ToRunner = Spawn | Kill
 FromRunner = RunnerReady | Forked | Exited
 ToWorker = Start | Keys | Routes | Collect | Answer | Died | Condemned | AskUsage
-FromWorker = Hello | Applied | Counts | Ask | Condemned | Usage
+FromWorker = Hello | Applied | Counts | Ask | Condemned | Explained | Abandoned | Usage
 
 _encode = msgspec.msgpack.Encoder().encode
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """What becomes of a call to an instance: its reply, or that the instance is gone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -25,6 +25,19 @@ class Reply(msgspec.Struct, gc=False):
     compute_seconds: float
     batch_rows: int
     received: float
+
+
+class Call(msgspec.Struct, gc=False):
+    """One request that an instance has; its arena regions and its load are given back with the reply."""
+
+    on_reply: Callable[[Reply], None] | None
+    """None once the caller has stopped waiting."""
+    regions: list[int]
+    deadline: float
+    rows: int
+    size: int
+    cancelled: float = 0.0
+    """When the caller stopped waiting, by the monotonic clock."""
 
 
 class InstanceLost(InstanceDied):

@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import random
-import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, LoadFailed
+from gateway.errors import GatewayError, InstanceDied, LoadFailed
 from gateway.ipc.messages import Died, Ready
+from gateway.lifecycle.deaths import counts_as_quick, crashed, crashed_optimised, exit_report, how_it_ended
 from gateway.lifecycle.placement import Device, place, scaled
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.nodes.node import Instance, Node
+from gateway.store.source import Key
 
 log = logging.getLogger("gateway.keeper")
 
@@ -32,22 +33,13 @@ def backoff(failures: int) -> float:
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - nothing secret
 
 
-def how_it_ended(code: int) -> str:
-    """An exit code for metrics and logs."""
-    return f"exit {code}" if code >= 0 else f"signal {-code}"
+MAX_PLAIN = 1024
+"""So many are remembered; the oldest go first."""
 
 
-def obituary(instance: Instance, code: int) -> Died:
-    """What the workers are told of an instance that ended with this code."""
-    if instance.verdict is not None:
-        error_code, reason = instance.verdict
-    elif code == -signal.SIGALRM:
-        seconds = instance.artifact.config.execution_timeout
-        error_code = DeadlineExceeded.code
-        reason = f"the model did not finish within its execution_timeout of {seconds:g} s"
-    else:
-        error_code, reason = InstanceDied.code, "the model's process ended before it answered"
-    return Died(instance=instance.name, error_code=error_code, reason=reason)
+def _form_key(version: Version) -> tuple[Key, int]:
+    """A version with the files that it has now."""
+    return version.key, version.artifact.contents.stamp
 
 
 class Keeper:
@@ -70,6 +62,8 @@ class Keeper:
         self._drain_timeout = drain_timeout
         self.on_end: Callable[[Version], None] = lambda _: None
         """Called when the processes of a version have ended for good."""
+        self._plain: dict[tuple[Key, int], str] = {}
+        """Versions with these files whose optimised form is not used, and why."""
         self._replacing: dict[Version, dict[asyncio.Task[None], int]] = {}
         """Of each version the tasks that watch and replace its instances, with their indices."""
         self._closing = False
@@ -124,7 +118,8 @@ class Keeper:
         """Spawn an instance and wait until it is ready; one that fails, or is not waited for, is ended."""
         try:
             background = version.background and version.state is State.LOADING
-            instance = await self._node.spawn(version.artifact, index, device, background=background)
+            plain = self._plain.get(_form_key(version), "")
+            instance = await self._node.spawn(version.artifact, index, device, background=background, plain=plain)
         except OSError as error:
             raise LoadFailed(f"its process could not be started: {error.strerror or error}") from None
         version.starting.add(instance)
@@ -133,12 +128,17 @@ class Keeper:
         except TimeoutError:
             self._node.stop(instance, kill=True)
             raise LoadFailed(f"it was not ready within {self._load_timeout:g} s") from None
+        except InstanceDied as error:
+            self._node.stop(instance, kill=True)
+            if instance.exited.done() and crashed(instance.exited.result()):
+                self._use_plain(version, error.message)  # what was optimised may have crashed when it was tried
+            raise
         except BaseException:
             self._node.stop(instance, kill=True)
             raise
         finally:
             version.starting.discard(instance)
-        instance.exited.add_done_callback(lambda exited: self._tell_died(obituary(instance, exited.result())))
+        instance.exited.add_done_callback(lambda exited: self._tell_died(exit_report(instance, exited.result())))
         return instance, ready
 
     async def grow(self, version: Version, have: int) -> None:
@@ -195,26 +195,55 @@ class Keeper:
         loop = asyncio.get_running_loop()
         started = loop.time()
         code = await asyncio.shield(instance.exited)
-        lived = loop.time() - started
+        lived, how = loop.time() - started, how_it_ended(instance, code)
+        if crashed_optimised(instance, code):
+            self._use_plain(version, f"a process that computed with it ended with {how}")
         if not version.is_ready() or self._closing or instance not in version.instances:
             return
         version.instances.remove(instance)
-        log.warning("instance %s ended (%s) and is replaced", instance.name, how_it_ended(code))
-        self.restarts[version.title, how_it_ended(code)] += 1
-        version.quick_deaths = version.quick_deaths + 1 if lived < QUICK_SECONDS else 0
+        log.warning("instance %s ended (%s) and is replaced", instance.name, how)
+        self.restarts[version.title, how] += 1
+        if lived >= QUICK_SECONDS:
+            version.quick_deaths.clear()
+        elif counts_as_quick(exit_report(instance, code)):
+            version.quick_deaths.append(instance.name)
         try:
             await self._publish()
-            if version.quick_deaths > QUICK_DEATHS:
-                times = (
-                    f"its instances ended {version.quick_deaths} times in a row, the last one by {how_it_ended(code)}"
-                )
-                await self._give_up(version, times)
+            deaths = len(version.quick_deaths)
+            if deaths > QUICK_DEATHS:
+                await self._give_up(version, f"its instances ended {deaths} times in a row, the last one by {how}")
                 return
-            if version.quick_deaths > 1:
-                await asyncio.sleep(backoff(version.quick_deaths - 1))
+            if deaths > 1:
+                await asyncio.sleep(backoff(deaths - 1))
             await self._replace(version, instance)
         except Exception:
             log.exception("replacing %s failed", instance.name)
+
+    def _use_plain(self, version: Version, reason: str) -> None:
+        """Start no more instances that compute an optimised form of these files."""
+        key = _form_key(version)
+        if key not in self._plain:
+            while len(self._plain) >= MAX_PLAIN:
+                del self._plain[next(iter(self._plain))]
+            self._plain[key] = reason
+            if version.artifact.framework == "pytorch":
+                log.warning("%s: its optimised form is not used from now on: %s", version.title, reason)
+
+    def explained(self, names: Iterable[str]) -> None:
+        """These instances were ended by requests, which are not sent again: that says nothing of their versions."""
+        gone = set(names)
+        for version in self._replacing:
+            if version.quick_deaths:
+                version.quick_deaths = [name for name in version.quick_deaths if name not in gone]
+
+    def abandoned(self, name: str) -> None:
+        """All requests that an instance computes were cancelled: end it, for others wait behind them."""
+        for version in self._replacing:
+            for instance in version.instances:
+                if instance.name == name and not instance.exited.done() and instance.verdict is None:
+                    log.warning("%s is ended: no client waits for what it computes", name)
+                    instance.abandoned = True
+                    self._node.stop(instance, kill=True)
 
     async def _replace(self, version: Version, dead: Instance) -> None:
         """Start an instance in a dead one's place and publish it; if none can be started, give the version up."""

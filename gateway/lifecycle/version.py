@@ -26,8 +26,8 @@ class Version:
     instances: list[Instance] = field(default_factory=list)
     starting: set[Instance] = field(default_factory=set)
     ready: Ready | None = None
-    quick_deaths: int = 0
-    """Of instances in a row, each soon after it was ready."""
+    quick_deaths: list[str] = field(default_factory=list)
+    """Instances that ended in a row, each soon after it was ready and without a request that explains it."""
     load_seconds: float = 0.0
     ready_since: float = 0.0
     """Of the monotonic clock."""
@@ -88,4 +88,5 @@ class Version:
             default=default,
             wanted=len(self.devices),
             artifact_bytes=artifact.contents.size,
+            stamp=artifact.stamp,
         )

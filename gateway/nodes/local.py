@@ -107,7 +107,9 @@ class LocalNode:
             raise LoadFailed(f"{framework} was not imported within {RUNNER_SECONDS:g} s") from None
         return runner
 
-    async def spawn(self, artifact: Artifact, index: int, device: Device, *, background: bool = False) -> Instance:
+    async def spawn(
+        self, artifact: Artifact, index: int, device: Device, *, background: bool = False, plain: str = ""
+    ) -> Instance:
         """Start an instance; see `Node.spawn`."""
         runner = await self._imported(artifact.framework)
         loop = asyncio.get_running_loop()
@@ -116,15 +118,17 @@ class LocalNode:
         path = str(self._directory / f"{number}.sock")
         instance = Instance(artifact, name, index, device, path, loop.create_future(), loop.create_future())
         instance.ready.add_done_callback(_look_at)
-        await self._start(runner, instance, self._directory / f"{number}.tmp", background and self._can_raise)
+        folder = self._directory / f"{number}.tmp"
+        await self._start(
+            runner, instance, folder, self._message(instance, folder, background and self._can_raise, plain)
+        )
         task = asyncio.create_task(self._follow(instance))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return instance
 
-    async def _start(self, runner: Runner, instance: Instance, folder: Path, background: bool) -> None:
+    async def _start(self, runner: Runner, instance: Instance, folder: Path, message: Spawn) -> None:
         """Have the runner fork, with one end of a control socket and of an output pipe."""
-        message = self._message(instance, folder, background)
         scratch.make(folder)
         ours, theirs = socket.socketpair()
         readable, writable = output.pipe()
@@ -142,7 +146,7 @@ class LocalNode:
         control: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
         self._lines[instance] = _Line(runner, control, forked, printed, folder)
 
-    def _message(self, instance: Instance, folder: Path, background: bool) -> Spawn:
+    def _message(self, instance: Instance, folder: Path, background: bool, plain: str) -> Spawn:
         artifact = instance.artifact
         path = artifact.path.absolute()
         # A SavedModel may lie one directory below its version's.
@@ -163,6 +167,7 @@ class LocalNode:
             background=background,
             sandbox=self._sandbox,
             memory_limit=artifact.config.memory_limit_bytes or self._memory_limit,
+            plain=plain,
         )
 
     async def _follow(self, instance: Instance) -> None:

@@ -31,6 +31,8 @@ class Instance:
     """By the clock on the wall."""
     verdict: tuple[str, str] | None = None
     """(error code, sentence): why the gateway itself ended it, if that is what its requests should hear."""
+    abandoned: bool = False
+    """Whether the gateway ended it because all requests that it was computing had been cancelled."""
 
     @property
     def framework(self) -> str:
@@ -77,10 +79,13 @@ class Node(Protocol):
     async def cuda(self, framework: str) -> bool:
         """Whether this build of a framework can use GPUs. LoadFailed if it cannot be imported."""
 
-    async def spawn(self, artifact: Artifact, index: int, device: Device, *, background: bool = False) -> Instance:
+    async def spawn(
+        self, artifact: Artifact, index: int, device: Device, *, background: bool = False, plain: str = ""
+    ) -> Instance:
         """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started.
 
-        One that nobody waits for is loaded in the background: everybody else goes first.
+        One that nobody waits for is loaded in the background: everybody else goes first. `plain` says why the model
+        must not be optimised; empty: it may be.
         """
 
     async def footprints(self, instances: Sequence[Instance]) -> dict[Instance, Footprint]:
