@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from gateway.ipc import messages
+from gateway.ipc.batching import Batching
 from gateway.ipc.messages import (
     MAX_MESSAGE,
     Answer,
     Applied,
     Ask,
     AskUsage,
-    Batching,
     Collect,
     Condemned,
     Counts,

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from gateway.errors import ConfigError
-from gateway.ipc.messages import Batching, Ready
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import Ready
 from gateway.store.manifest import ModelConfig, parse
 from gateway.store.source import Artifact, Inventory
 from gateway.tensors import Signature, TensorSpec

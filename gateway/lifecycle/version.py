@@ -26,6 +26,8 @@ class Version:
     instances: list[Instance] = field(default_factory=list)
     starting: set[Instance] = field(default_factory=set)
     ready: Ready | None = None
+    agreed: int = 0
+    """Batches of real requests that an instance found to agree before it trusted batching; 0: not yet."""
     quick_deaths: int = 0
     """Of instances in a row, each soon after it was ready."""
     load_seconds: float = 0.0
