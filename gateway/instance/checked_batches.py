@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gateway.errors import OutOfMemory
-from gateway.instance.agreement import disagreement, is_sensitive
+from gateway.instance.batch_agreement import disagreement, is_sensitive
 from gateway.instance.batch_checks import BatchChecks, Trust
 from gateway.instance.batching import join_inputs, part_outputs
 from gateway.instance.queue import PendingRequest

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from gateway.errors import GatewayError, InferenceFailed, RequestError
-from gateway.instance.agreement import agree, disagreement, is_sensitive
 from gateway.instance.backend import LoadedModel
+from gateway.instance.batch_agreement import agree, disagreement, is_sensitive
 from gateway.instance.batch_checks import FIRST_BATCHES
 from gateway.instance.proof_rows import rows_like
 from gateway.ipc.batching import Batching

@@ -56,9 +56,11 @@ class Control:
         self._stream.send(message)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; whoever waits in `receive` meets the end."""
         self._reader.cancel()
         self._stream.close()
+        if self._messages.empty():
+            self._messages.put_nowait(None)
 
 
 def cleaned(report: Report) -> Report | None:
