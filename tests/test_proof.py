@@ -201,10 +201,17 @@ class Separation(NamedTuple):
 def test_what_is_known_of_the_graph_counts() -> None:
     mixed = decide_batching(FakeModel(rows_apart), ModelConfig(), separation=Separation("mixed", "softmax over rows"))
     assert (mixed.max_batch_size, mixed.reason) == (1, "off: softmax over rows")
-    apart = decide_batching(FakeModel(rows_apart), ModelConfig(), separation=Separation("separate", ""))
+    apart = decide_batching(
+        FakeModel(rows_apart), ModelConfig(), separation=Separation("separate", "the graph keeps rows apart")
+    )
     assert apart.reason.startswith("on: the graph keeps rows apart; ")
     unsound = FakeModel(lambda i: {"y": softmax(i["x"], 0)})
-    assert decide_batching(unsound, ModelConfig(), separation=Separation("separate", "")).max_batch_size == 1
+    assert (
+        decide_batching(
+            unsound, ModelConfig(), separation=Separation("separate", "the graph keeps rows apart")
+        ).max_batch_size
+        == 1
+    )
 
 
 def test_a_stateful_model_is_not_batched_whatever_size_is_given() -> None:

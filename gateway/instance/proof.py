@@ -22,7 +22,9 @@ PROOF_SECONDS = 1.0
 FEWEST_ROWS = 6
 LARGEST_BATCH = 128
 """Rows of the largest batch that is tried; `max_batch_size` may be any number."""
-ANYWAY = "batching_check: off in model.yaml joins requests without any check"
+NO_EXAMPLE = "no example request is known to test it with"
+DECLARE = "; declare inputs or max_batch_size in model.yaml"
+ANYWAY = "; batching_check: off in model.yaml joins requests without any check"
 Tensors = dict[str, Array]
 Execute = Callable[[Tensors], Tensors]
 
@@ -80,7 +82,7 @@ def decide_batching(
         against = separation.reason
     evidence = Evidence(against) if against else _evidence(model, declared or AUTO_BATCH_SIZE)
     if evidence.doubt or (evidence.unknown and not declared):
-        hint = f"; {ANYWAY}" if declared else ""
+        hint = ANYWAY if declared else DECLARE if evidence.unknown == NO_EXAMPLE else ""
         return Batching(1, f"off: {evidence.doubt or evidence.unknown}{hint}", shown=declared)
     return _joined(model, config, evidence, separation)
 
@@ -90,7 +92,7 @@ def _joined(model: LoadedModel, config: ModelConfig, evidence: Evidence, separat
     signature, auto = model.default_signature, config.max_batch_size == "auto"
     reasons = [] if auto else ["model.yaml says so"]
     if separation is not None and separation.verdict == "separate":
-        reasons.append("the graph keeps rows apart")
+        reasons.append(separation.reason)
     reasons.append(f"it was not tested at load: {evidence.unknown}" if evidence.unknown else evidence.words())
     reason = f"on: {'; '.join(reasons)}"
     if auto and len(model.signatures) > 1:
@@ -111,9 +113,7 @@ def _evidence(model: LoadedModel, largest: int) -> Evidence:
     signature = model.default_signature
     example = model.example(signature)
     if not example:
-        return Evidence(
-            unknown="no example request is known to test it with; declare inputs or max_batch_size in model.yaml"
-        )
+        return Evidence(unknown=NO_EXAMPLE)
     try:
         return examine(lambda inputs: model.execute(signature, inputs), example, largest)
     except GatewayError as error:

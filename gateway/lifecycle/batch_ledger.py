@@ -39,6 +39,7 @@ class BatchLedger:
     def started(self, version: Version, ready: Ready) -> Ready:
         """What a version says of itself once it has started as `ready` says."""
         self._versions.add(version)
+        version.disagreement = self.against(version.artifact)
         return self._told(version, ready)
 
     def hear(self, version: Version, instance: Instance, report: BatchesAgree | BatchesDisagree) -> bool:
@@ -74,6 +75,7 @@ class BatchLedger:
                 if instance is not found_by:
                     self._run_alone(instance)
             if version.ready is not None and _files(version.artifact) == files:
+                version.disagreement = self._found[files]
                 version.ready = self._told(version, version.ready)
 
     def _told(self, version: Version, ready: Ready) -> Ready:

@@ -28,6 +28,8 @@ class Version:
     ready: Ready | None = None
     agreed: int = 0
     """Batches of real requests that an instance found to agree before it trusted batching; 0: not yet."""
+    disagreement: str = ""
+    """What real requests have shown against joining them, since its files are as they are."""
     quick_deaths: int = 0
     """Of instances in a row, each soon after it was ready."""
     load_seconds: float = 0.0
