@@ -21,6 +21,8 @@ BEARABLE_SECONDS = 0.05
 """Requests that took no longer than this alone, all together, are checked as one batch; else only some of them are."""
 FEW_REQUESTS = 8
 """Requests of a batch that are checked where all of them would cost too much."""
+SAMPLED_REQUESTS = 4
+"""Requests of a batch of a trusted kind that are computed alone later."""
 SHARE_OF_TIMEOUT = 0.25
 """Requests that took longer than this share of execution_timeout alone are not computed together for a check."""
 SAMPLE_BYTES = 16 << 20
@@ -145,7 +147,7 @@ class CheckedBatches:
         if not different:
             return
         answers, size = part_outputs(outputs, batch), 0
-        for index in self._rng.permutation(len(batch))[:FEW_REQUESTS].tolist():
+        for index in self._rng.permutation(len(batch))[:SAMPLED_REQUESTS].tolist():
             size += _size(parts[index]) + _size(answers[index])
             if self._sampled and size > SAMPLE_BYTES:
                 break
