@@ -45,6 +45,7 @@ class GatewayCollector(Collector):
         account: Account,
         restarts: Mapping[tuple[str, str], int],
         gpus: Mapping[str, DeviceMemory],
+        violations: Mapping[str, int] | None = None,
     ) -> None:
         self._counters = [(counter, [counter.model, counter.version, counter.framework]) for counter in counters]
         self._versions = [
@@ -55,6 +56,7 @@ class GatewayCollector(Collector):
         self._account = account
         self._restarts = restarts
         self._gpus = gpus
+        self._violations = violations or {}
 
     def collect(self) -> Iterable[Metric]:
         """Called by prometheus_client."""
@@ -177,10 +179,16 @@ class GatewayCollector(Collector):
         restarts = CounterMetricFamily(
             "gateway_instance_restarts", "Instances replaced after their end.", labels=[*_VERSION, "reason"]
         )
+        violations = CounterMetricFamily(
+            "gateway_batching_violations",
+            "Times that requests got other answers together than alone, by instances that then joined none any more.",
+            labels=_VERSION,
+        )
         for version, labels in self._versions:
             for state in State:
                 states.add_metric([*labels, state.value], float(version.state is state))
             rejected.add_metric(labels, float(version.rejected is not None))
+            violations.add_metric(labels, self._violations.get(version.title, 0))
             if version.load_seconds:
                 load.add_metric(labels, version.load_seconds)
             if version.ready is not None:
@@ -188,7 +196,7 @@ class GatewayCollector(Collector):
             for (title, reason), number in sorted(self._restarts.items()):
                 if title == version.title:
                     restarts.add_metric([*labels, reason], number)
-        yield from (states, rejected, load, ready, restarts)
+        yield from (states, rejected, load, ready, restarts, violations)
 
     def _memory_of_instances(self) -> Iterable[Metric]:
         memory = GaugeMetricFamily(

@@ -56,6 +56,7 @@ def _version(version: Version, account: Account, restarts: int) -> dict[str, Any
         "state": version.state.value,
         "reason": version.reason,
         "rejected": version.rejected is not None,
+        "disagreement": version.disagreement,
         "devices": [instance.device.name for instance in version.instances],
         "held": account.held.get(version, {}),
         "load_seconds": version.load_seconds,

@@ -56,6 +56,8 @@ class Target:
         self.counters = counters
         self.timings = timings or Timings(counters)
         self.max_rows = route.ready.batching.max_batch_size
+        self.batched = route.ready.batching.shown_batch_size > 1
+        """Whether tensors have rows, as Triton means it; also where requests are not joined any more."""
         self.signatures = route.ready.signatures
         self.default_signature = route.ready.default_signature
         self.response_start = orjson.dumps({"model_name": self.model, "model_version": self.version})[:-1]

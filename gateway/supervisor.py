@@ -235,9 +235,10 @@ class Supervisor:
         counters = await self.workers.counters()
         versions = list(self.manager.versions.values())
         memory = await self._node.footprints([each for version in versions for each in version.instances])
-        restarts = self.manager.keeper.restarts
+        keeper, account = self.manager.keeper, self.residency.account
         gpus = await self._node.memory()
-        return exposition(GatewayCollector(counters, versions, memory, self.residency.account, restarts, gpus))
+        violations = keeper.batches.violations
+        return exposition(GatewayCollector(counters, versions, memory, account, keeper.restarts, gpus, violations))
 
 
 async def supervise(

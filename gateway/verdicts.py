@@ -114,7 +114,7 @@ def row(verdict: Verdict) -> tuple[str, ...]:
     if ready is None:
         return (*head, "", "", "", "", verdict.problem)
     reason = ready.batching.reason
-    batching = f"{ready.batching.max_batch_size}, {'proved' if reason.startswith('on: ') else reason}"
+    batching = f"{ready.batching.max_batch_size}, {'proved' if ready.batching.repeatable else reason}"
     memory = ", ".join(
         format_size(size) + (f" on {device}" if device != "cpu" else "") for device, size in verdict.memory.items()
     )

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from gateway.errors import ModelNotFound
 from gateway.http import calls, oip
 from gateway.http.calls import Calls, match, spread
-from gateway.ipc.messages import Batching, Ready, VersionRoute
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import RoutingTable, Target
 from gateway.store.manifest import ModelConfig

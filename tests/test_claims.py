@@ -2,7 +2,8 @@ import msgspec
 import pytest
 
 from gateway.errors import LoadFailed, OutOfMemory
-from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import EXAMPLE_BYTES, ExampleInput, Failed, Ready
 from gateway.nodes import claims
 from gateway.tensors import Signature, TensorSpec
 

@@ -16,9 +16,10 @@ from gateway.http import protocol as protocol_module
 from gateway.http.app import create_app
 from gateway.http.protocol import InferenceProtocol
 from gateway.http.state import WorkerState
+from gateway.ipc.batching import Batching
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ALONE, RequestHeader, ResultHeader, TensorHeader
-from gateway.ipc.messages import Batching, Ready, VersionRoute
+from gateway.ipc.messages import Ready, VersionRoute
 from gateway.ipc.reply import InstanceLost, Reply
 from gateway.routing import RoutingTable, Target
 from gateway.store.manifest import ModelConfig

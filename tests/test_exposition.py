@@ -56,7 +56,13 @@ def scrape(*counted: VersionCounters) -> dict[str, Metric]:
         account.reclaimed["cpu"] = 77
         account.saw(cpu, 150)
         collector = GatewayCollector(
-            counted, [version], memory, account, {(version.title, "signal 9"): 2}, {"cuda:0": DeviceMemory(9, 5, 4)}
+            counted,
+            [version],
+            memory,
+            account,
+            {(version.title, "signal 9"): 2},
+            {"cuda:0": DeviceMemory(9, 5, 4)},
+            {version.title: 1},
         )
         text = exposition(collector).decode()
     finally:
@@ -84,6 +90,7 @@ def test_a_scrape_can_be_read_back() -> None:
     assert value(families, "gateway_pending_requests") == 4
     assert value(families, "gateway_model_load_seconds") == 1.5
     assert value(families, "gateway_instance_restarts_total", reason="signal 9") == 2
+    assert value(families, "gateway_batching_violations_total") == 1
     for kind, size in (("private", 100), ("pss", 300)):
         labels = {"instance": "0", "device": "cpu", "kind": kind, "source": "kernel"}
         assert value(families, "gateway_instance_memory_bytes", **labels) == size

@@ -15,9 +15,10 @@ from gateway.http import generate
 from gateway.http.dialect import Body
 from gateway.http.generate import GENERATE, filled, tensor_of
 from gateway.http.oip_json import LARGE_JSON
+from gateway.ipc.batching import Batching
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import RequestHeader, split_payload
-from gateway.ipc.messages import Batching, Ready, VersionRoute
+from gateway.ipc.messages import Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import Target
 from gateway.store.manifest import ModelConfig

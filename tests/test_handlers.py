@@ -17,7 +17,7 @@ from PIL import Image
 
 from gateway.errors import InferenceFailed, LoadFailed, RequestError
 from gateway.instance.handlers import HandledModel, handled, with_image_input
-from gateway.ipc.messages import Batching
+from gateway.ipc.batching import Batching
 from gateway.store.manifest import ModelConfig, TensorConfig, parse
 from gateway.tensors import Array, Signature, TensorSpec, pack_bytes
 

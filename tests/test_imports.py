@@ -24,8 +24,12 @@ LAYERS = """
     gateway.importing.triton
     gateway.store.foreign
     gateway.graphdef
-    gateway.ipc.framing gateway.ipc.arena gateway.ipc.facts gateway.ipc.messages gateway.store.source
-    gateway.ipc.recording gateway.nodes.recording
+    gateway.ipc.framing gateway.ipc.arena gateway.ipc.facts gateway.ipc.batching gateway.store.source
+    gateway.ipc.messages
+    gateway.ipc.batch_reports
+    gateway.ipc.recording
+    gateway.nodes.control
+    gateway.nodes.recording
     gateway.importing.plan gateway.importing.archive
     gateway.importing.tensorflow_serving gateway.importing.torchserve gateway.importing.mlserver
     gateway.importing.layouts gateway.importing.copying
@@ -35,8 +39,10 @@ LAYERS = """
     gateway.instance.kernel gateway.instance.syscalls gateway.instance.heap
     gateway.instance.landlock gateway.instance.seccomp gateway.instance.priority
     gateway.instance.sandbox
-    gateway.ipc.abandonment gateway.ipc.reply
-    gateway.ipc.channel gateway.instance.queue gateway.instance.connection gateway.instance.batching
+    gateway.ipc.abandonment gateway.ipc.reply gateway.ipc.channel gateway.instance.batch_checks
+    gateway.instance.queue gateway.instance.connection gateway.instance.batching
+    gateway.instance.batch_agreement gateway.instance.proof_rows
+    gateway.instance.checked_batches
     gateway.instance.replies gateway.instance.proof gateway.instance.images gateway.instance.classes
     gateway.instance.handlers
     gateway.instance.torch_recording gateway.instance.tensorflow_recording
@@ -46,6 +52,7 @@ LAYERS = """
     gateway.nodes.environment gateway.nodes.output gateway.nodes.scratch gateway.nodes.claims
     gateway.nodes.runners gateway.lifecycle.deaths
     gateway.lifecycle.version gateway.lifecycle.registry gateway.lifecycle.wanted gateway.nodes.gauge
+    gateway.lifecycle.batch_ledger
     gateway.nodes.local gateway.lifecycle.keeper gateway.lifecycle.residency
     gateway.lifecycle.loader gateway.lifecycle.manager
     gateway.byhand gateway.profiling gateway.exposition gateway.overview gateway.routing
@@ -75,6 +82,9 @@ PURE = {
     "gateway.ipc.framing",
     "gateway.instance.queue",
     "gateway.instance.batching",
+    "gateway.instance.batch_agreement",
+    "gateway.instance.batch_checks",
+    "gateway.instance.proof_rows",
     "gateway.instance.classes",
     "gateway.http.shadow_answers",
     "gateway.http.wishes",

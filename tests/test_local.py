@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed, OutOfMemory
-from gateway.ipc.messages import Batching, Failed, Ready, Spawn, pack, unpack
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import Failed, Ready, Spawn, pack, unpack
 from gateway.ipc.recording import Record, Recorded, ToInstance, graph_name, trace_name
 from gateway.lifecycle.placement import CPU
 from gateway.nodes import local, scratch

@@ -29,6 +29,7 @@ def test_everything_can_be_said() -> None:
         inputs: [{name: x, datatype: FP32, shape: [-1, 3]}]
         outputs: [{name: y, datatype: BYTES, shape: []}]
         max_batch_size: 16
+        batching_check: off
         max_queue_delay_microseconds: 500
         max_queue_size: 10
         instance_group: [{count: 2, kind: gpu, gpus: [0, 1]}, {kind: cpu}]
@@ -52,6 +53,7 @@ def test_everything_can_be_said() -> None:
         inputs=[TensorConfig("x", "FP32", [-1, 3])],
         outputs=[TensorConfig("y", "BYTES", [])],
         max_batch_size=16,
+        batching_check=False,
         max_queue_delay_microseconds=500,
         max_queue_size=10,
         instance_group=[InstanceGroup(2, "gpu", [0, 1]), InstanceGroup(kind="cpu")],
@@ -102,6 +104,7 @@ def test_a_declared_tensor_is_a_spec() -> None:
         ("shadow: {model: my/model, percent: 5}", "shadow.model"),
         ("version_labels: {a: 10000000000000000000}", "version_labels"),
         ("max_batch_size: none", "max_batch_size"),
+        ("batching_check: never", "batching_check"),
         ("max_batch_size: 1.5", "max_batch_size"),
         ("max_queue_size: 0", "max_queue_size"),
         ("max_queue_delay_microseconds: -1", "max_queue_delay_microseconds"),

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from gateway.ipc import messages
+from gateway.ipc.batch_reports import BatchesAgree, BatchesDisagree, RunAlone
+from gateway.ipc.batching import Batching
 from gateway.ipc.messages import (
     MAX_MESSAGE,
     Abandoned,
@@ -17,7 +19,6 @@ from gateway.ipc.messages import (
     Applied,
     Ask,
     AskUsage,
-    Batching,
     Collect,
     Condemned,
     Counts,
@@ -132,6 +133,9 @@ EVERY: list[tuple[Any, Any]] = [
     (Stop(), ToInstance),
     (Record(number=3), ToInstance),
     (EndRecord(number=3), ToInstance),
+    (RunAlone(), ToInstance),
+    (BatchesAgree(batches=32), FromInstance),
+    (BatchesDisagree(difference="output 'y' differs"), FromInstance),
     (Recorded(number=3, executions=7, seconds=0.5, full=True, error="no"), FromInstance),
     (Died(instance="m/1#0", error_code="deadline", reason="too slow"), ToWorker),
     (Condemned(digest=b"\0\xff"), ToWorker),

@@ -11,7 +11,8 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from gateway.http import examples
 from gateway.http.examples import Given, example_of
 from gateway.http.model_docs import document
-from gateway.ipc.messages import Batching, ExampleInput, Ready, VersionRoute
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import ExampleInput, Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import Target
 from gateway.store.manifest import ModelConfig, Warmup

@@ -21,6 +21,7 @@ from gateway.http.oip import Body, OipRequest, decode, encode_response, raw_shap
 from gateway.http.oip_json import LARGE_JSON, parse
 from gateway.http.tensor_json import has_list_element
 from gateway.ipc.arena import THRESHOLD
+from gateway.ipc.batching import Batching
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import (
     MAX_HEADER,
@@ -31,7 +32,7 @@ from gateway.ipc.framing import (
     TensorHeader,
     split_payload,
 )
-from gateway.ipc.messages import Batching, Ready, VersionRoute
+from gateway.ipc.messages import Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import Target
 from gateway.store.manifest import ModelConfig

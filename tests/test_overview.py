@@ -62,6 +62,13 @@ def test_memory_and_what_happened_to_a_version_are_shown() -> None:
     assert found["versions"]["a/1"]["restarts"] == 4
 
 
+def test_what_was_found_against_batching_is_shown() -> None:
+    sound, mixed = version("a", 1, *READY), version("b", 1, *READY)
+    mixed.disagreement = "output 'y' differs by up to 2"
+    found = shown([sound, mixed])["versions"]
+    assert (found["a/1"]["disagreement"], found["b/1"]["disagreement"]) == ("", "output 'y' differs by up to 2")
+
+
 def test_counts_stand_beside_the_bounds_they_belong_to() -> None:
     counted = VersionCounters("a", "1", "pytorch")
     counted.requests = {"200 oip": 5, "400 oip": 2, "503 tfserving": 1}

@@ -1,13 +1,17 @@
+import re
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from gateway.errors import InferenceFailed, RequestError
-from gateway.instance.proof import AUTO_BATCH_SIZE, ROWS, agree, decide_batching, doubt_about
+from gateway.instance import proof
+from gateway.instance.batch_checks import FIRST_BATCHES
+from gateway.instance.proof import AUTO_BATCH_SIZE, FEWEST_ROWS, decide_batching, examine
+from gateway.ipc.framing import RequestHeader
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature
 
@@ -57,11 +61,20 @@ def test_a_model_that_treats_rows_apart_is_batched() -> None:
     for function in (rows_apart, lambda inputs: {"y": softmax(inputs["x"] * [1, 2, 3, 4], 1)}):
         batching = decide_batching(FakeModel(function), ModelConfig())
         assert batching.max_batch_size == AUTO_BATCH_SIZE
-        assert batching.reason.startswith(f"on: {ROWS} different rows")
+        assert re.fullmatch(
+            r"on: \d+ different rows in \d+ pairs gave the same answers together as alone", batching.reason
+        )
+        assert batching.checked == FIRST_BATCHES
 
 
 noise = count()
-GLOBAL = "a row's output 'y' depends on the rows beside it"
+GLOBAL = "a row's output 'y' depends on the rows next to it"
+
+
+def doubt_about(function: Function, example: dict[str, Array]) -> str:
+    evidence = examine(function, example)
+    assert not evidence.unknown
+    return evidence.doubt
 
 
 @pytest.mark.parametrize(
@@ -77,9 +90,9 @@ GLOBAL = "a row's output 'y' depends on the rows beside it"
         (lambda i: {"y": i["x"] if i["x"][0, 0] > 0 else -2 * i["x"]}, GLOBAL),
         (lambda i: {"y": i["x"] if i["x"][-1, 0] > 0 else -2 * i["x"]}, GLOBAL),
         (lambda i: {"y": i["x"] if (i["x"] > 0).all() else i["x"] + 1}, GLOBAL),
-        (lambda i: {"y": i["x"].sum()[None]}, "output 'y' has shape [1] for 5 rows"),
-        (lambda i: {"y": i["x"].sum()}, "output 'y' has shape [] for 5 rows"),
-        (lambda i: {"y": i["x"].T}, "output 'y' has shape [4, 5] for 5 rows"),
+        (lambda i: {"y": i["x"].sum()[None]}, f"output 'y' has shape [1] for {FEWEST_ROWS} rows"),
+        (lambda i: {"y": i["x"].sum()}, f"output 'y' has shape [] for {FEWEST_ROWS} rows"),
+        (lambda i: {"y": i["x"].T}, f"output 'y' has shape [4, {FEWEST_ROWS}] for {FEWEST_ROWS} rows"),
         (lambda i: {"y": i["x"] + next(noise)}, "the same request gave two different answers"),
         (lambda i: {"y": np.zeros_like(i["x"])}, "no test request was found whose rows get different answers"),
     ],
@@ -91,7 +104,7 @@ def test_a_model_that_mixes_its_rows_is_not_batched_and_says_why(function: Funct
 
 
 def test_one_good_output_does_not_excuse_a_bad_one() -> None:
-    model = FakeModel(lambda i: {"y": i["x"], "z": i["x"] / np.abs(i["x"]).max()})
+    model = FakeModel(lambda i: {"y": i["x"], "z": i["x"] / (1 + np.abs(i["x"]).max())})
     assert "output 'z'" in decide_batching(model, ModelConfig()).reason
 
 
@@ -135,14 +148,74 @@ def test_an_obstacle_that_the_backend_knows_of_settles_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "size"), [({"max_batch_size": 7}, 7), ({"max_batch_size": 1}, 1), ({"stateful": True}, 1)]
+    "config",
+    [{"max_batch_size": 1}, {"stateful": True}, {"max_batch_size": 8, "batching_check": False}],
+    ids=["one", "stateful", "unchecked"],
 )
-def test_what_model_yaml_says_is_taken_without_a_test(config: dict[str, Any], size: int) -> None:
-    model = FakeModel(lambda i: {"y": softmax(i["x"], 0)})
-    batching = decide_batching(model, ModelConfig(**config))
-    assert batching.max_batch_size == size
+def test_what_model_yaml_settles_is_taken_without_a_test(config: dict[str, Any]) -> None:
+    model = FakeModel(lambda i: {"y": softmax(i["x"], 0)}, obstacle="it draws random numbers")
+    batching = decide_batching(model, ModelConfig(**config), "another instance has seen it mix rows")
+    assert batching.max_batch_size == (8 if "batching_check" in config else 1)
+    assert batching.checked == 0
     assert "model.yaml" in batching.reason
     assert model.calls == 0
+
+
+@pytest.mark.parametrize("obstacle", [None, "it draws random numbers"])
+def test_a_number_in_model_yaml_does_not_excuse_a_model_that_mixes_rows(obstacle: str | None) -> None:
+    model = FakeModel(lambda i: {"y": softmax(i["x"], 0)}, obstacle=obstacle)
+    batching = decide_batching(model, ModelConfig(max_batch_size=8))
+    assert (batching.max_batch_size, batching.shown_batch_size, batching.checked) == (1, 8, 0)
+    assert batching.reason.startswith(f"off: {obstacle or GLOBAL}; ")
+    assert "batching_check: off" in batching.reason
+
+
+def test_a_number_in_model_yaml_is_used_where_no_test_can_be_made_and_traffic_is_checked() -> None:
+    constant = FakeModel(lambda i: {"y": np.zeros_like(i["x"])})
+    for model in (FakeModel(rows_apart, {}), constant):
+        batching = decide_batching(model, ModelConfig(max_batch_size=8))
+        assert (batching.max_batch_size, batching.checked) == (8, FIRST_BATCHES)
+        assert batching.reason.startswith("on: model.yaml says so; it was not tested at load: no ")
+        assert not batching.repeatable
+
+
+def test_a_number_in_model_yaml_holds_for_all_signatures_but_those_with_an_obstacle() -> None:
+    model = FakeModel(rows_apart)
+    model.signatures = {name: Signature(name, (), ()) for name in ("forward", "count")}  # type: ignore[misc]
+    model.batching_obstacle = lambda name: "it counts" if name == "count" else None  # type: ignore[method-assign]
+    batching = decide_batching(model, ModelConfig(max_batch_size=8))
+    allowed = {name: proof.may_join(batching, RequestHeader(name, ())) for name in ("forward", "other", "count")}
+    assert allowed == {"forward": True, "other": True, "count": False}
+
+
+def test_what_traffic_has_shown_of_the_same_files_switches_batching_off() -> None:
+    model = FakeModel(rows_apart)
+    for config, shown in ((ModelConfig(), AUTO_BATCH_SIZE), (ModelConfig(max_batch_size=8), 8)):
+        batching = decide_batching(model, config, "output 'y' differs")
+        assert (batching.max_batch_size, batching.shown_batch_size) == (1, shown)
+        assert batching.reason == "off: output 'y' differs"
+    assert model.calls == 0
+
+
+class Separation(NamedTuple):
+    verdict: str
+    reason: str
+
+
+def test_what_is_known_of_the_graph_counts() -> None:
+    mixed = decide_batching(FakeModel(rows_apart), ModelConfig(), separation=Separation("mixed", "softmax over rows"))
+    assert (mixed.max_batch_size, mixed.reason) == (1, "off: softmax over rows")
+    apart = decide_batching(
+        FakeModel(rows_apart), ModelConfig(), separation=Separation("separate", "the graph keeps rows apart")
+    )
+    assert apart.reason.startswith("on: the graph keeps rows apart; ")
+    unsound = FakeModel(lambda i: {"y": softmax(i["x"], 0)})
+    assert (
+        decide_batching(
+            unsound, ModelConfig(), separation=Separation("separate", "the graph keeps rows apart")
+        ).max_batch_size
+        == 1
+    )
 
 
 def test_a_stateful_model_is_not_batched_whatever_size_is_given() -> None:
@@ -153,7 +226,7 @@ def test_a_stateful_model_is_not_batched_whatever_size_is_given() -> None:
 def test_every_kind_of_number_can_be_told_apart(dtype: Any) -> None:
     example = {"x": np.arange(20).reshape(1, 20).astype(dtype)}
     weights = np.arange(1, 21)
-    assert doubt_about(lambda i: {"y": (i["x"] * weights).astype(np.float64)}, example) is None
+    assert doubt_about(lambda i: {"y": (i["x"] * weights).astype(np.float64)}, example) == ""
     doubt = doubt_about(lambda i: {"y": i["x"].astype(np.float64) - i["x"].astype(np.float64).mean()}, example)
     assert doubt == GLOBAL
 
@@ -164,7 +237,7 @@ def lengths(inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 def test_rows_of_text_are_told_apart() -> None:
     example = {"x": np.array([b"hello"], object)}
-    assert doubt_about(lengths, example) is None
+    assert doubt_about(lengths, example) == ""
     assert doubt_about(lambda i: {"y": lengths(i)["y"] + len(b"".join(i["x"]))}, example) == GLOBAL
 
 
@@ -179,36 +252,116 @@ def test_text_that_must_be_a_number_is_varied_as_one() -> None:
         except ValueError:
             raise InferenceFailed("no number") from None
 
-    assert doubt_about(numbers, example) is None
+    assert doubt_about(numbers, example) == ""
     assert [b"11"] in calls
 
 
 def test_indices_stay_within_what_the_example_shows() -> None:
     table = np.random.default_rng(1).standard_normal((4, 3))
     example = {"x": np.array([[0, 3, 1, 2, 0, 3]])}
-    assert doubt_about(lambda i: {"y": table[i["x"]]}, example) is None
+    assert doubt_about(lambda i: {"y": table[i["x"]]}, example) == ""
+
+
+# --- Models that a proof with rows of one kind does not find out ----------------------------------
+
+
+def pads_to_the_longest(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The mean over words, as many as the longest text of the batch has."""
+    texts = [text.split() for text in inputs["x"].tolist()]
+    longest = max(1, *map(len, texts))
+    return {"y": np.array([sum(map(len, text)) / longest for text in texts], np.float32)}
+
+
+def counts_from_the_longest_mask(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Positions are counted from the last one that any mask of the batch has."""
+    ids, mask = inputs["ids"], inputs["mask"]
+    places = mask.sum(1).max() - np.arange(ids.shape[1])
+    return {"y": ((ids + places) * mask).sum(1).astype(np.float32)}
+
+
+def scales_large_images(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Divides by 255 if any row looks like an image of bytes."""
+    return {"y": inputs["x"] / (255.0 if inputs["x"].max() > 100 else 1.0)}
+
+
+def widest(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Drops columns that are empty in all rows: the sum does not change, the mean does."""
+    used = max(1, int((inputs["ids"] != 0).any(0).sum()))
+    return {"y": (inputs["ids"].sum(1) / used).astype(np.float32)}
+
+
+def hashes_equal_rows(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """A row gets another answer if one before it starts with the same element."""
+    x = inputs["x"]
+    return {"y": np.array([row.sum() + 1e3 * (row[0] in x[:index, 0]) for index, row in enumerate(x)], np.float32)}
+
+
+IDS = {"ids": np.array([[3, 1, 60, 2, 7, 0, 5, 9]])}
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "same"),
+    ("function", "example"),
     [
-        ([1.0, 2.0], [1.0, 2.00001], True),
-        ([1.0, 2.0], [1.0, 2.01], False),
-        ([np.nan, 1.0], [np.nan, 1.0], True),
-        ([np.nan, 1.0], [0.0, 1.0], False),
-        ([np.inf, 1.0], [np.inf, 1.0], True),
-        ([np.inf, 1.0], [-np.inf, 1.0], False),
-        ([1e6, 1e-6], [1e6, 0.0], True),
-        ([], [], True),
+        (pads_to_the_longest, {"x": np.array([b"1"], object)}),
+        (counts_from_the_longest_mask, {**IDS, "mask": np.array([[14, 1, 60, 2, 7, 33, 5, 9]])}),
+        (counts_from_the_longest_mask, {"mask": np.ones((1, 8), np.int64), **IDS}),
+        (scales_large_images, {"x": np.full((1, 3, 4), 0.5, np.float32)}),
+        (widest, IDS),
+        (hashes_equal_rows, {"x": np.full((1, 4), 0.5, np.float32)}),
     ],
 )
-def test_answers_agree_but_for_rounding(left: list[float], right: list[float], same: bool) -> None:
-    assert agree(np.array(left, np.float32), np.array(right, np.float32)) is same
+def test_rows_of_other_lengths_padding_and_scale_find_out_what_mixes_them(
+    function: Function, example: dict[str, Array]
+) -> None:
+    assert doubt_about(function, example) == GLOBAL
 
 
-def test_answers_of_other_shapes_or_kinds_do_not_agree() -> None:
-    assert not agree(np.zeros((2, 1)), np.zeros(2))
-    assert not agree(np.zeros(2, np.float32), np.zeros(2))
-    assert not agree(np.array([1, 2]), np.array([1, 3]))
-    assert not agree(np.array([b"a"], object), np.array([b"b"], object))
-    assert agree(np.array([b"a"], object), np.array([b"a"], object))
+def test_a_row_that_the_model_refuses_is_left_out() -> None:
+    def picky(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if (np.abs(inputs["x"]) > 50).any():
+            raise RequestError("too large")
+        return rows_apart(inputs)
+
+    evidence = examine(picky, X)
+    assert (evidence.doubt, evidence.unknown) == ("", "")
+    assert evidence.rows >= FEWEST_ROWS
+
+
+def test_answers_that_are_not_numbers_are_equal() -> None:
+    with np.errstate(all="ignore"):
+        assert doubt_about(lambda i: {"y": np.log(i["x"] * np.arange(1, 5))}, X) == ""
+
+
+def test_a_row_whose_answer_rounding_alone_changes_proves_nothing() -> None:
+    """The variance of a constant row is rounding, which another batch size changes."""
+
+    def norm(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        x = inputs["x"].astype(np.float64)
+        x = x * (1 + 1e-9 * len(x))  # the rounding
+        scale = np.abs(x).max(1, keepdims=True)
+        flat = x.std(1, keepdims=True) < 1e-5 * (scale + 1)
+        noise = np.sin(x * 1e9)
+        return {"y": np.where(flat & (scale > 0), noise, x).astype(np.float32)}
+
+    assert doubt_about(norm, X) == ""
+
+
+def test_a_slow_model_is_tried_with_few_rows_and_the_reason_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("gateway.instance.proof.time.perf_counter", lambda: now[0])
+
+    def slow(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        now[0] += 0.4
+        return rows_apart(inputs)
+
+    model = FakeModel(slow)
+    batching = decide_batching(model, ModelConfig())
+    assert re.match(r"on: 6 different rows in 1 of 15 pairs gave", batching.reason)
+    assert model.calls == 6 + 6 + 3 + 2
+
+
+def test_the_largest_batch_is_tried() -> None:
+    def up_to_thirty(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": rows_apart(inputs)["y"] if len(inputs["x"]) < 31 else inputs["x"]}
+
+    assert doubt_about(up_to_thirty, X) == GLOBAL

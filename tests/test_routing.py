@@ -6,8 +6,9 @@ import orjson
 import pytest
 
 from gateway.errors import ModelNotFound, ModelNotReady, OutOfMemory, RequestError, VersionNotFound
+from gateway.ipc.batching import Batching
 from gateway.ipc.channel import Channel
-from gateway.ipc.messages import Batching, Ready, VersionRoute
+from gateway.ipc.messages import Ready, VersionRoute
 from gateway.metrics import VersionCounters
 from gateway.routing import NotYet, RoutingTable, Target, pick
 from gateway.store.manifest import ModelConfig

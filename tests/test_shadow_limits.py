@@ -12,9 +12,10 @@ from gateway.errors import InferenceFailed
 from gateway.http import shadow as module
 from gateway.http.shadow import Shadow, Shadows
 from gateway.http.state import WorkerState
+from gateway.ipc.batching import Batching
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import RequestHeader, ResultHeader, TensorHeader, encode
-from gateway.ipc.messages import Batching, Ready, VersionRoute
+from gateway.ipc.messages import Ready, VersionRoute
 from gateway.ipc.reply import InstanceLost, Reply
 from gateway.metrics import ShadowCounters, VersionCounters
 from gateway.routing import RoutingTable, Target

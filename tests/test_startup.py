@@ -10,7 +10,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from gateway.ipc.messages import Batching, Ready
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import Ready
 from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version

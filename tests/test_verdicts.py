@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from gateway.errors import ConfigError
-from gateway.ipc.messages import Batching, Ready
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import Ready
 from gateway.store.manifest import ModelConfig, parse
 from gateway.store.source import Artifact, Inventory
 from gateway.tensors import Signature, TensorSpec
@@ -23,7 +24,7 @@ def ready(*signatures: Signature, batching: Batching | None = None) -> Ready:
         platform="pytorch_torchscript",
         signatures={signature.name: signature for signature in signatures},
         default_signature=signatures[0].name,
-        batching=batching or Batching(32, "on: proved"),
+        batching=batching or Batching(32, "on: proved", repeatable="forward"),
         notes=["optimize_for_inference: [not] tried"],
         load_seconds=0.25,
         sandbox="seccomp",

@@ -110,14 +110,14 @@ def configuration(target: Target) -> dict[str, Any]:
     route, ready = target.route, target.route.ready
     assert ready is not None
     signature, batching, config = ready.signatures[ready.default_signature], ready.batching, route.config
-    batched = batching.max_batch_size > 1
+    batched = batching.shown_batch_size > 1
     shown: dict[str, Any] = {
         "name": target.model,
         "platform": ready.platform,
         "backend": route.framework,
         "runtime": "",
         "version_policy": _version_policy(config),
-        "max_batch_size": batching.max_batch_size if batched else 0,
+        "max_batch_size": batching.shown_batch_size if batched else 0,
         "input": [_config_input(spec, batched=batched) for spec in signature.inputs],
         "output": [
             _config_output(spec, target.labels.get(spec.name, ()), batched=batched) for spec in signature.outputs

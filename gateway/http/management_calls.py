@@ -117,7 +117,7 @@ def listing(found: Page) -> dict[str, Any]:
 def description(route: VersionRoute, facts: VersionFacts) -> dict[str, Any]:
     """What GET /models/{model} says of a version."""
     config = route.config
-    batch = route.ready.batching.max_batch_size if route.ready else 1
+    batch = route.ready.batching.shown_batch_size if route.ready else 1
     shown: dict[str, Any] = {
         "modelName": route.model,
         "modelVersion": str(route.version),

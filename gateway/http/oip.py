@@ -165,7 +165,7 @@ def _read_wishes(decoded: OipRequest, output: Output, target: Target, signature:
         raise RequestError(f"output '{output.name}' is wanted in shared memory, which this server does not use")
     if (classes := parameters.get("classification")) is not None:
         spec = next((spec for spec in target.signature(signature).outputs if spec.name == output.name), None)
-        wanted = wanted_classes(output.name, classes, spec, batched=target.max_rows > 1)
+        wanted = wanted_classes(output.name, classes, spec, batched=target.batched)
         if wanted is not None:
             decoded.classes[output.name] = wanted
             decoded.long_from = 0

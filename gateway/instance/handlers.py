@@ -8,7 +8,7 @@ from gateway.errors import GatewayError, LoadFailed, RequestError
 from gateway.instance.backend import LoadedModel, Tensors, Tracer
 from gateway.instance.classes import look_like_probabilities, top_classes
 from gateway.instance.images import READABLE, ImageReader, image_input
-from gateway.ipc.messages import Batching
+from gateway.ipc.batching import Batching
 from gateway.store.manifest import ModelConfig, TensorConfig
 from gateway.store.processing import Layout
 from gateway.tensors import Array, Signature, TensorSpec
@@ -169,4 +169,4 @@ class HandledModel:
         if proved.proved is None or self._reader is None or self.default_signature not in proved.proved:
             return proved
         form = {self.default_signature: {self._reader.spec.name: ("BYTES", 1)}}
-        return Batching(proved.max_batch_size, proved.reason, {**proved.proved, **form})
+        return msgspec.structs.replace(proved, proved={**proved.proved, **form})

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from setproctitle import setproctitle
@@ -17,11 +18,15 @@ from setproctitle import setproctitle
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.instance import heap, priority, sandbox
 from gateway.instance.backend import Backend, LoadedModel
+from gateway.instance.batch_checks import BatchChecks
+from gateway.instance.checked_batches import CheckedBatches
 from gateway.instance.handlers import HandledModel, handled
 from gateway.instance.proof import decide_batching, may_join
 from gateway.instance.recording import Recorder
 from gateway.instance.serve import Server
-from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready, Spawn, Stop, send
+from gateway.ipc.batch_reports import TEXT, BatchesAgree, BatchesDisagree, RunAlone
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import EXAMPLE_BYTES, ExampleInput, Failed, Message, Ready, Spawn, Stop, send
 from gateway.ipc.recording import receive
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import raw_from_array
@@ -64,7 +69,7 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
         device = "cpu" if spawn.device == "cpu" else "cuda:0"
         loaded = backend.load(Path(spawn.artifact), spawn.config, device, plain=spawn.plain)
         model = handled(loaded, spawn.config)
-        batching = decide_batching(loaded, spawn.config)
+        batching = decide_batching(loaded, spawn.config, spawn.disagreement)
         warm_up(loaded, spawn.config, batching)
         if isinstance(model, HandledModel):
             batching = model.batching(batching)
@@ -74,14 +79,20 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
         send(control, failure(error))
         return 1
     send(control, _ready(model, spawn, batching, protection, time.perf_counter() - started))
+    tell = functools.partial(send, control)
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
-    recorder = Recorder(server, model, Path(spawn.scratch), functools.partial(send, control), spawn.memory_limit)
+    if batching.checked:
+        server.checked = check_batches(server, batching, spawn.config, tell)
+    recorder = Recorder(server, model, Path(spawn.scratch), tell, spawn.memory_limit)
 
     def on_control() -> bool:
         message = receive(control)
         if message is None or isinstance(message, Stop):  # silence at the end of the stream means the same
             return False
-        recorder.hear(message)
+        if isinstance(message, RunAlone):
+            server.run_alone()
+        else:
+            recorder.hear(message)
         return True
 
     server.run(control, on_control)
@@ -103,6 +114,25 @@ def _ready(model: LoadedModel, spawn: Spawn, batching: Batching, protection: str
         device_memory=model.device_memory(),
         sandbox=protection,
         example=example_of(model, spawn.config),
+    )
+
+
+def check_batches(
+    server: Server, batching: Batching, config: ModelConfig, tell: Callable[[Message], None]
+) -> CheckedBatches:
+    """The checks of a server's batches of real requests; what they find is told, and acted upon at once."""
+
+    def violated(difference: str) -> None:
+        server.run_alone()
+        tell(BatchesDisagree(difference=difference[:TEXT]))
+
+    return CheckedBatches(
+        BatchChecks(batching.checked),
+        server.execute,  # as it is now: checks are no part of a recording
+        config.execution_timeout,
+        on_trusted=lambda batches: tell(BatchesAgree(batches=batches)),
+        on_violated=violated,
+        repeatable=batching.repeatable,
     )
 
 

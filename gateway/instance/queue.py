@@ -10,6 +10,7 @@ from gateway.ipc.framing import DEFAULT_PRIORITY, RequestHeader, TensorHeader
 from gateway.tensors import rows_of
 
 if TYPE_CHECKING:
+    from gateway.instance.batch_checks import Trust
     from gateway.instance.connection import Connection
 
 Key = tuple[object, ...]
@@ -30,6 +31,8 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     """Raw bytes of its inputs."""
     key: Key | None
     """Requests of equal keys may be joined; None: this one runs alone."""
+    trust: "Trust | None" = None
+    """Counts down to the next check of a batch of such requests; None: they are not checked."""
 
     def alone(self) -> "Plan":
         """The same for a request that must not be joined with others."""
@@ -51,11 +54,11 @@ class PendingRequest(msgspec.Struct, eq=False, gc=False):
     """Nobody waits for it any more."""
 
 
-def plan_request(header: RequestHeader, max_rows: int, may_join: bool = True) -> Plan:
+def plan_request(header: RequestHeader, max_rows: int, may_join: bool = True, trust: "Trust | None" = None) -> Plan:
     """Read a header once.
 
     `max_rows` are those of a batch: if more than one, the model takes rows that are independent, so that they are
-    counted; `may_join` says whether this request may be joined with its like.
+    counted; `may_join` says whether this request may be joined with its like, `trust` how far that was checked.
     """
     rows = rows_of(tensor.shape for tensor in header.inputs) if max_rows > 1 else None
     key: Key | None = None
@@ -64,7 +67,7 @@ def plan_request(header: RequestHeader, max_rows: int, may_join: bool = True) ->
         key = (header.signature, header.outputs, tails)
     size = sum(max(tensor.size, 0) for tensor in header.inputs)
     rows = rows or 1
-    return Plan(header.signature, header.inputs, header.outputs, rows, min(rows, max_rows), size, key)
+    return Plan(header.signature, header.inputs, header.outputs, rows, min(rows, max_rows), size, key, trust)
 
 
 def take_batch(

@@ -12,6 +12,7 @@ from gateway.errors import ProtocolError
 from gateway.instance import heap
 from gateway.instance.backend import LoadedModel
 from gateway.instance.batching import join_inputs, part_outputs
+from gateway.instance.checked_batches import CheckedBatches
 from gateway.instance.connection import Connection
 from gateway.instance.queue import PendingRequest, Plan, RequestQueue, plan_request
 from gateway.instance.replies import failure_frame, failure_of, result_frame
@@ -46,6 +47,9 @@ class Server:
         self._may_join = may_join
         self._model = model
         self._max_rows = max_batch_size
+        self._batch_rows = max_batch_size
+        self.checked: CheckedBatches | None = None
+        """Checks batches of real requests; None: they are not checked."""
         self._max_queue = config.max_queue_size
         self._max_bytes = config.queue_bytes
         self._execution_timeout = config.execution_timeout
@@ -88,19 +92,29 @@ class Server:
                 self._run_batch(self._take())
                 self._flush()
                 self._note([])
+            elif self.checked is not None and self.checked.has_work and not self._queue.rows:
+                self.checked.step()
         for connection in self._connections.values():
             connection.send_rest(REST_SECONDS)
 
     def _patience(self) -> float:
         """Seconds to wait for events: none with work at hand, else until a batch is due or the model wants to rest."""
         if not self._queue.rows:
+            if self.checked is not None and self.checked.has_work:
+                return 0.0
             left = self._model.rest()
             if self._untidy:
                 return min(left, IDLE_SECONDS) if left >= 0 else IDLE_SECONDS
             return left
         if not self._delay:
             return 0.0
-        return self._queue.patience(self._max_rows, self._delay, time.perf_counter())
+        return self._queue.patience(self._batch_rows, self._delay, time.perf_counter())
+
+    def run_alone(self) -> None:
+        """Join no requests any more; what is said of the model's rows stays."""
+        self._batch_rows = 1
+        if self.checked is not None:
+            self.checked.stop()
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
@@ -165,7 +179,8 @@ class Server:
         if len(self._plans) >= PLANS:
             self._plans.clear()
         decoded = self._decode(header)
-        plan = self._plans[header] = plan_request(decoded, self._max_rows, self._may_join(decoded))
+        trust = None if self.checked is None else self.checked.checks.trust_of(decoded)
+        plan = self._plans[header] = plan_request(decoded, self._max_rows, self._may_join(decoded), trust)
         return plan
 
     def _drop_cancelled(self) -> None:
@@ -178,29 +193,60 @@ class Server:
 
     def _take(self) -> list[PendingRequest]:
         """The next batch, without the requests whose time is over."""
-        batch, late = self._queue.take(self._max_rows, time.perf_counter())
+        batch, late = self._queue.take(self._batch_rows, time.perf_counter())
         for request in late:
             self._fail(request.connection, request.request_id, _TOO_LATE)
         return batch
 
-    def _run_batch(self, batch: list[PendingRequest]) -> None:
+    def _run_batch(self, batch: list[PendingRequest]) -> dict[str, Array] | None:
+        """Compute requests and answer them; the outputs, if they were computed together."""
         if not batch:
-            return
+            return None
         started = time.perf_counter()
+        trust = batch[0].plan.trust if len(batch) > 1 else None
+        equal = False
+        if trust is not None:
+            trust.left -= 1
+            if trust.left < 0 and not trust.proven and self.checked is not None:
+                equal = self.checked.are_equal(batch)
+                if not equal:
+                    self.checked.prove(batch, self._run_one)
+                    return None
         self._note(batch)
         try:
-            inputs = join_inputs(batch)
+            inputs = join_inputs(batch[:1] if equal else batch)
             called = time.perf_counter()
             outputs = self.execute(batch[0].plan.signature, inputs)
             seconds = time.perf_counter() - called
-            parts = part_outputs(outputs, batch)
+            parts = [outputs] * len(batch) if equal else part_outputs(outputs, batch)
         except Exception as error:  # noqa: BLE001 - whatever a model does, its instance goes on serving
             self._answer_failure(batch, error)
-            return
+            return None
         rows = sum([request.plan.rows for request in batch])
         for request, mine in zip(batch, parts, strict=True):
             self._answer(request.connection, result_frame(request, mine, (started - request.arrived, seconds, rows)))
             rows = 0  # only the first reply tells of the execution
+        if trust is not None and trust.left < 0 and not equal:
+            self._sample(batch, inputs, outputs)
+        return outputs
+
+    def _run_one(self, request: PendingRequest) -> dict[str, Array] | None:
+        """Compute and answer a request by itself at once, if there is still time for it; its outputs."""
+        outputs = None
+        if 0.0 < request.deadline < time.perf_counter():
+            self._fail(request.connection, request.request_id, _TOO_LATE)
+        else:
+            outputs = self._run_batch([request])
+        self._flush()
+        self._note([])
+        return outputs
+
+    def _sample(self, batch: list[PendingRequest], inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+        """A batch was answered that is due for a check."""
+        self._flush()
+        self._note([])
+        if self.checked is not None:
+            self.checked.sample(batch, inputs, outputs)
 
     def _execute(self, signature: str, inputs: dict[str, Array]) -> dict[str, Array]:
         """Call the model. If that takes too long the kernel ends this process, wherever the model is stuck."""
@@ -227,9 +273,9 @@ class Server:
     def _answer_failure(self, batch: list[PendingRequest], error: Exception) -> None:
         if len(batch) > 1:
             # One bad request must not spoil its neighbours: each gets the answer it would get alone.
-            for request in batch:
-                self._run_batch([request])
-                self._flush()
+            answers = [self._run_one(request) for request in batch]
+            if self.checked is not None and None not in answers:
+                self.checked.refused_together(error)
             return
         self._fail(batch[0].connection, batch[0].request_id, failure_of(error))
 

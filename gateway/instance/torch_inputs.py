@@ -48,7 +48,8 @@ class Guess:
             strings[...] = b"a"
             return strings
         if dtype.kind in "iu":
-            return generator.integers(0, max(1, min(self.high, 120)), self.shape).astype(dtype)
+            most = (1 << 8 * dtype.itemsize - (dtype.kind == "i")) - 1
+            return generator.integers(0, max(1, min(self.high, most)), self.shape).astype(dtype)
         if self.datatype == "BOOL":
             return np.ones(self.shape, dtype=bool)
         return np.asarray(generator.uniform(-1, 1, self.shape)).astype(dtype)

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from gateway.ipc.batching import Batching
 from gateway.keys import Key
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Signature
@@ -49,6 +50,8 @@ class Spawn(Message):
     """Bytes of private memory that the instance may take; 0: as much as there is."""
     plain: str = ""
     """Why the model must be computed as its artifact has it, in no optimised form; empty: it need not."""
+    disagreement: str = ""
+    """What another instance found that forbids batching this version's requests."""
 
 
 class Kill(Message):
@@ -80,15 +83,6 @@ class Exited(Message):
 
 
 # instance → supervisor
-class Batching(msgspec.Struct, frozen=True):
-    """Whether requests are joined, up to how many rows, and why."""
-
-    max_batch_size: int
-    reason: str
-    proved: dict[str, dict[str, tuple[str, int]]] | None = None
-    """Signature → input → datatype and rank of the requests it was proved for; None: the user vouches for all."""
-
-
 class ExampleInput(msgspec.Struct, frozen=True):
     """One input of a request that the model has answered; `data` are its raw bytes, none if they are too many."""
 

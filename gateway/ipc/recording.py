@@ -6,6 +6,7 @@ The files lie in the instance's temporary folder, under names that nobody choose
 import socket
 import struct
 
+from gateway.ipc.batch_reports import BatchesAgree, BatchesDisagree, RunAlone
 from gateway.ipc.messages import Failed, Message, Ready, Stop, unpack
 
 _LENGTH = struct.Struct("<I")
@@ -34,8 +35,8 @@ class Recorded(Message):
     error: str = ""
 
 
-ToInstance = Stop | Record | EndRecord
-FromInstance = Ready | Failed | Recorded
+ToInstance = Stop | Record | EndRecord | RunAlone
+FromInstance = Ready | Failed | Recorded | BatchesAgree | BatchesDisagree
 
 
 def trace_name(number: int) -> str:
@@ -54,12 +55,12 @@ def file_names(number: int) -> dict[str, tuple[str, ...]]:
     return {"trace": (trace, f"{trace}.tmp"), "graph": (graph_name(number),)}
 
 
-def receive(sock: socket.socket) -> Stop | Record | EndRecord | None:
+def receive(sock: socket.socket) -> Stop | Record | EndRecord | RunAlone | None:
     """The supervisor's next word to an instance, from a blocking socket; None if it is gone."""
     data = _exactly(sock, _LENGTH.size)
     if data is None or (data := _exactly(sock, *_LENGTH.unpack(data))) is None:
         return None
-    message: Stop | Record | EndRecord = unpack(data, ToInstance)
+    message: Stop | Record | EndRecord | RunAlone = unpack(data, ToInstance)
     return message
 
 

@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from gateway.errors import GatewayError, InstanceDied, LoadFailed
 from gateway.ipc.messages import Died, Ready
+from gateway.lifecycle.batch_ledger import BatchLedger
 from gateway.lifecycle.deaths import counts_as_quick, crashed, crashed_optimised, exit_report, how_it_ended
 from gateway.lifecycle.placement import Device, place, scaled
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
+from gateway.nodes.control import Report
 from gateway.nodes.node import Instance, Node
 from gateway.store.source import Key
 
@@ -67,6 +69,8 @@ class Keeper:
         self._replacing: dict[Version, dict[asyncio.Task[None], int]] = {}
         """Of each version the tasks that watch and replace its instances, with their indices."""
         self._closing = False
+        self.batches = BatchLedger(node.run_alone)
+        self._publishing: set[asyncio.Task[None]] = set()
 
     async def start_all(self, version: Version) -> None:
         """Start an instance on each of the version's devices; if one cannot be started, end the others.
@@ -75,7 +79,7 @@ class Keeper:
         """
         started = await self._start_each(version, list(enumerate(version.devices)))
         version.instances = [instance for instance, _ in started]
-        version.ready = started[0][1]
+        version.ready = self.batches.started(version, started[0][1])
 
     async def _start_each(self, version: Version, places: list[tuple[int, Device]]) -> list[tuple[Instance, Ready]]:
         """An instance for each index and device, or none and the reason, as above."""
@@ -118,10 +122,17 @@ class Keeper:
         """Spawn an instance and wait until it is ready; one that fails, or is not waited for, is ended."""
         try:
             background = version.background and version.state is State.LOADING
-            plain = self._plain.get(_form_key(version), "")
-            instance = await self._node.spawn(version.artifact, index, device, background=background, plain=plain)
+            instance = await self._node.spawn(
+                version.artifact,
+                index,
+                device,
+                background=background,
+                plain=self._plain.get(_form_key(version), ""),
+                disagreement=self.batches.against(version.artifact),
+            )
         except OSError as error:
             raise LoadFailed(f"its process could not be started: {error.strerror or error}") from None
+        instance.on_report = lambda report: self._hear(version, instance, report)
         version.starting.add(instance)
         try:
             ready = await asyncio.wait_for(asyncio.shield(instance.ready), self._load_timeout)
@@ -140,6 +151,13 @@ class Keeper:
             version.starting.discard(instance)
         instance.exited.add_done_callback(lambda exited: self._tell_died(exit_report(instance, exited.result())))
         return instance, ready
+
+    def _hear(self, version: Version, instance: Instance, report: Report) -> None:
+        """An instance has found out something about its batches."""
+        if self.batches.hear(version, instance, report):
+            task = asyncio.ensure_future(self._publish())
+            self._publishing.add(task)
+            task.add_done_callback(self._publishing.discard)
 
     async def grow(self, version: Version, have: int) -> None:
         """Start the instances that a READY version has devices for beyond the first so many, and publish them.
@@ -262,7 +280,7 @@ class Keeper:
             if not version.is_ready():
                 self._node.stop(another)
                 return
-            version.ready = ready
+            version.ready = self.batches.started(version, ready)
             version.instances.append(another)
             self._watch(version, another)
             await self._publish()

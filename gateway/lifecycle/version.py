@@ -26,6 +26,10 @@ class Version:
     instances: list[Instance] = field(default_factory=list)
     starting: set[Instance] = field(default_factory=set)
     ready: Ready | None = None
+    agreed: int = 0
+    """Batches of real requests that an instance found to agree before it trusted batching; 0: not yet."""
+    disagreement: str = ""
+    """What real requests have shown against joining them, since its files are as they are."""
     quick_deaths: list[str] = field(default_factory=list)
     """Instances that ended in a row, each soon after it was ready and without a request that explains it."""
     load_seconds: float = 0.0

@@ -3,7 +3,8 @@
 import math
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
-from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready
+from gateway.ipc.batching import Batching
+from gateway.ipc.messages import EXAMPLE_BYTES, ExampleInput, Failed, Ready
 from gateway.tensors import DTYPES, Signature, TensorSpec
 
 SIGNATURES = 1000

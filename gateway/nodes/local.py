@@ -16,10 +16,12 @@ import msgspec
 from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed
 from gateway.instance import priority
 from gateway.instance import sandbox as instance_sandbox
+from gateway.ipc.batch_reports import RunAlone
 from gateway.ipc.messages import Failed, MessageStream, Ready, Spawn, Stop
 from gateway.ipc.recording import FromInstance
 from gateway.lifecycle.placement import CPU, Device
 from gateway.nodes import claims, output, recording, scratch
+from gateway.nodes.control import Control
 from gateway.nodes.gauge import Gauge
 from gateway.nodes.gpus import Gpus
 from gateway.nodes.memory import available_memory
@@ -45,7 +47,7 @@ class _Line:
     """What the supervisor has of one instance beside the instance."""
 
     runner: Runner
-    control: MessageStream[FromInstance]
+    control: Control
     forked: "asyncio.Future[int]"
     output: Output
     scratch: Path
@@ -108,7 +110,14 @@ class LocalNode:
         return runner
 
     async def spawn(
-        self, artifact: Artifact, index: int, device: Device, *, background: bool = False, plain: str = ""
+        self,
+        artifact: Artifact,
+        index: int,
+        device: Device,
+        *,
+        background: bool = False,
+        plain: str = "",
+        disagreement: str = "",
     ) -> Instance:
         """Start an instance; see `Node.spawn`."""
         runner = await self._imported(artifact.framework)
@@ -119,16 +128,17 @@ class LocalNode:
         instance = Instance(artifact, name, index, device, path, loop.create_future(), loop.create_future())
         instance.ready.add_done_callback(_look_at)
         folder = self._directory / f"{number}.tmp"
-        await self._start(
-            runner, instance, folder, self._message(instance, folder, background and self._can_raise, plain)
-        )
+        message = self._message(instance, folder, background and self._can_raise, plain)
+        message.disagreement = disagreement
+        await self._start(runner, instance, message)
         task = asyncio.create_task(self._follow(instance))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return instance
 
-    async def _start(self, runner: Runner, instance: Instance, folder: Path, message: Spawn) -> None:
+    async def _start(self, runner: Runner, instance: Instance, message: Spawn) -> None:
         """Have the runner fork, with one end of a control socket and of an output pipe."""
+        folder = Path(message.scratch)
         scratch.make(folder)
         ours, theirs = socket.socketpair()
         readable, writable = output.pipe()
@@ -143,7 +153,8 @@ class LocalNode:
             theirs.close()
             os.close(writable)
         printed = Output(readable, instance.artifact.model, instance.name)
-        control: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
+        stream: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
+        control = Control(stream, lambda report: instance.on_report(report))  # noqa: PLW0108 - set later
         self._lines[instance] = _Line(runner, control, forked, printed, folder)
 
     def _message(self, instance: Instance, folder: Path, background: bool, plain: str) -> Spawn:
@@ -189,7 +200,7 @@ class LocalNode:
             await asyncio.to_thread(scratch.remove, line.scratch)
 
     async def _hear(self, instance: Instance, line: _Line) -> None:
-        """Settle `ready` by the one message that an instance sends; one that is not ready then is ended."""
+        """Settle `ready` by the first message that an instance sends; one that is not ready then is ended."""
         message, wrong = None, None
         # A load that has given way to others for long is still to come to its end.
         patience = asyncio.get_running_loop().call_later(GIVE_WAY_SECONDS, lambda: priority.raise_again(instance.pid))
@@ -261,6 +272,11 @@ class LocalNode:
                 line.runner.kill(instance)
         else:
             line.control.send(Stop())
+
+    def run_alone(self, instance: Instance) -> None:
+        """Have an instance join no requests any more."""
+        if (line := self._lines.get(instance)) is not None:
+            line.control.send(RunAlone())
 
     def kill(self) -> None:
         """End everything now, without waiting."""

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.ipc.messages import InstanceAddress, Ready
 from gateway.lifecycle.placement import Device
+from gateway.nodes.control import Report
 from gateway.nodes.recording import Recording
 from gateway.store.source import Artifact
 
@@ -29,6 +30,8 @@ class Instance:
     """Of its process; 0 until it is forked."""
     started: float = field(default_factory=time.time)
     """By the clock on the wall."""
+    on_report: Callable[[Report], None] = lambda _: None
+    """Called with what it reports of its batches once it serves."""
     verdict: tuple[str, str] | None = None
     """(error code, sentence): why the gateway itself ended it, if that is what its requests should hear."""
     abandoned: bool = False
@@ -80,12 +83,20 @@ class Node(Protocol):
         """Whether this build of a framework can use GPUs. LoadFailed if it cannot be imported."""
 
     async def spawn(
-        self, artifact: Artifact, index: int, device: Device, *, background: bool = False, plain: str = ""
+        self,
+        artifact: Artifact,
+        index: int,
+        device: Device,
+        *,
+        background: bool = False,
+        plain: str = "",
+        disagreement: str = "",
     ) -> Instance:
         """Start an instance; its futures tell how it fares. LoadFailed if its framework cannot be started.
 
         One that nobody waits for is loaded in the background: everybody else goes first. `plain` says why the model
-        must not be optimised; empty: it may be.
+        must not be optimised; empty: it may be. With a `disagreement`, which another instance has found, it does not
+        join requests.
         """
 
     async def footprints(self, instances: Sequence[Instance]) -> dict[Instance, Footprint]:
@@ -105,6 +116,9 @@ class Node(Protocol):
 
         It answers requests meanwhile. Conflict if it is being recorded already, InstanceDied, InferenceFailed.
         """
+
+    def run_alone(self, instance: Instance) -> None:
+        """Have an instance join no requests any more."""
 
     def stop(self, instance: Instance, *, kill: bool = False) -> None:
         """Have an instance finish what it has and exit, or end it now."""

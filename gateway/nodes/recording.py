@@ -11,8 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.errors import InferenceFailed, InstanceDied
-from gateway.ipc.messages import MessageStream
-from gateway.ipc.recording import EndRecord, FromInstance, Record, Recorded, file_names
+from gateway.ipc.recording import EndRecord, Record, Recorded, file_names
+from gateway.nodes.control import Control
 
 MOST_BYTES = {"trace": 48 << 20, "graph": 8 << 20}
 """By kind of file; together they fit into one message to a worker."""
@@ -42,9 +42,7 @@ class NotTaken(Exception):
     """A file that is not picked up; the message says why."""
 
 
-async def record(
-    control: MessageStream[FromInstance], folder: Path, number: int, seconds: float, grace: float
-) -> Recording:
+async def record(control: Control, folder: Path, number: int, seconds: float, grace: float) -> Recording:
     """Record for so many seconds, or until there is no room for more.
 
     InstanceDied if the instance ends, InferenceFailed if its profiler does not work, Nonsense if it is to be ended: it
@@ -57,7 +55,7 @@ async def record(
     return await asyncio.to_thread(_pick_up, said, folder)
 
 
-async def _talk(control: MessageStream[FromInstance], number: int, seconds: float, patience: float) -> Recorded:
+async def _talk(control: Control, number: int, seconds: float, patience: float) -> Recorded:
     control.send(Record(number=number))
     answer = asyncio.ensure_future(control.receive())
     try:

@@ -92,6 +92,8 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     inputs: list[TensorConfig] = []
     outputs: list[TensorConfig] = []
     max_batch_size: PositiveInt | Literal["auto"] = "auto"
+    batching_check: bool = True
+    """Whether batches of real requests are checked, and a max_batch_size by a test at load; written on or off."""
     max_queue_delay_microseconds: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
     max_queue_size: PositiveInt = 1024
     """In rows."""

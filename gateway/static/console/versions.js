@@ -60,7 +60,7 @@ function fill(row, version, activity, now, siblings) {
   put(row, "p99", short(quantile(0.99, durations, bounds)));
   build(row, "name", [version.default, several, version.load_seconds, version.restarts, version.evictions, version.shadows], () =>
     name(version, several));
-  build(row, "state", [version.state, version.reason, version.rejected], () => state(version));
+  build(row, "state", [version.state, version.reason, version.rejected, version.disagreement], () => state(version));
   build(row, "memory", [version.held, now.devices], () => memory(version, now.devices));
   const leads = siblings[0] === version; // what is done to a model stands in its first row
   const busy = under.has(version.model);
@@ -113,6 +113,7 @@ function state(version) {
   const found = [element("span", `state ${version.state}`, version.state)];
   if (version.reason) found.push(element("div", "reason", version.reason));
   if (version.rejected) found.push(element("div", "reason", "newer files of it have failed to load"));
+  if (version.disagreement) found.push(element("div", "reason", `batching switched off: ${version.disagreement}`));
   return found;
 }
 
