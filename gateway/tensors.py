@@ -53,6 +53,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     `shape` holds -1 where a dimension may be any size and is None where even the rank may vary.
     `strict` is False where the model takes whatever its code accepts (a TorchScript argument that
     nobody declared): then `datatype` and `shape` are what it probably wants, and are not enforced.
+    `guessed` is True where they were not even seen in a trace or in forward's types.
     """
 
     name: str
@@ -60,6 +61,11 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     shape: tuple[int, ...] | None
     optional: bool = False
     strict: bool = True
+    guessed: bool = False
+    integers: bool = False
+    """Of a guessed input of floats: the model takes whole numbers as they are, INT64, and answers them the same."""
+    plain: bool = False
+    """Forward takes a number, a boolean or a string, or a list of those, and no tensor with rows."""
 
 
 class Signature(msgspec.Struct, frozen=True, array_like=True):
@@ -76,6 +82,8 @@ class Signature(msgspec.Struct, frozen=True, array_like=True):
     open_outputs: bool = False
     method: str = ""
     """Of a SavedModel's signature its method_name, such as tensorflow/serving/classify."""
+    definition: bytes = b""
+    """Of a SavedModel's signature its SignatureDef as JSON; empty where the gateway has changed it."""
 
 
 def element_count(shape: Sequence[int]) -> int:

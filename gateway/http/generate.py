@@ -16,6 +16,7 @@ from gateway.errors import RequestError
 from gateway.http import large_json
 from gateway.http.dialect import Body, Dialect, InferenceRequest
 from gateway.http.form import checked_form
+from gateway.http.json_datatypes import check_exact, datatype_of
 from gateway.http.json_depth import MAX_DEPTH, count_up_to, too_deep
 from gateway.http.oip_json import LARGE_JSON
 from gateway.http.tensor_json import ELEMENT_WISE, Data, has_list_element, json_from_raw, lists_of, raw_from_json
@@ -60,7 +61,7 @@ class Generate(Dialect):
         given = {name: tensor_of(specs[name], value) for name, value in members.items() if name in specs}
         _check_parameters(members, specs)
         _check_lists(body.data, given, specs)
-        inputs = tuple([(name, specs[name].datatype, shape) for name, (shape, _) in given.items()])
+        inputs = tuple([(name, _datatype(specs[name], data), shape) for name, (shape, data) in given.items()])
         form = checked_form(target, signature_name, inputs, ())
         payload: list[Buffer] = []
         tensors: list[tuple[int, bool]] = []
@@ -222,6 +223,14 @@ def tensor_of(spec: TensorSpec, value: Any) -> tuple[tuple[int, ...], Data]:
     if plain is None or isinstance(plain, dict):
         raise RequestError(f"input '{spec.name}' must be a string, a number, true or false, or a list of them")
     return filled(spec, 1), msgspec.Raw(b"[%b]" % bytes(value))
+
+
+def _datatype(spec: TensorSpec, data: Data) -> str:
+    """The datatype to send an input as; RequestError if its floats do not hold an integer that a guess made floats."""
+    datatype = datatype_of(spec, data)
+    if spec.guessed:
+        check_exact(spec, datatype, data)
+    return datatype
 
 
 def _check_lists(

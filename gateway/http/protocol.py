@@ -85,10 +85,10 @@ class InferenceProtocol(HttpToolsProtocol):
         """Called by the parser: an inference request, or one for uvicorn."""
         self._in_head = False
         self._head_bytes = 0
-        if self.infers and self.parser.get_method() == b"POST":
+        if self.infers and ((method := self.parser.get_method()) == b"POST" or method == b"PUT"):
             path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
             call = self.state.calls.get(path) or self.state.calls.find(path)
-            if call is not None:
+            if call is not None and (method == b"POST" or call.dialect.takes_put):
                 self._begin(call)
                 return
         url, expect, headers = self.url, self.expect_100_continue, self.headers

@@ -14,6 +14,7 @@ from gateway.errors import GatewayError, ModelNotFound, RequestError, VersionNot
 from gateway.http.dialect import Body, InferenceRequest
 from gateway.http.form import checked_form
 from gateway.http.json_dialect import JsonDialect
+from gateway.http.json_images import as_base64, image_rows, takes_images
 from gateway.http.responses import status_of
 from gateway.http.tfserving_examples import example, features
 from gateway.http.tfserving_inputs import Tensor, from_inputs, from_instances
@@ -87,10 +88,12 @@ class Predict(TensorFlowServing):
                     "JSON Value: Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
                 )
             raise RequestError("Missing 'inputs' or 'instances' key")
+        if takes_images(target) and signature is target.signature(None):
+            document = _with_images(document, signature.inputs[0].name)
         if by_row:
-            inputs = from_instances(document["instances"], signature)
+            inputs = from_instances(document["instances"], signature, rounded=is_savedmodel(target))
         else:
-            inputs = from_inputs(document["inputs"], signature)
+            inputs = from_inputs(document["inputs"], signature, rounded=is_savedmodel(target))
         request = PredictRequest(b"", [], by_row=by_row)
         _send(request, target, signature.name, inputs, channel, regions)
         return request
@@ -98,6 +101,13 @@ class Predict(TensorFlowServing):
     def _parts(self, request: InferenceRequest, outputs: dict[str, Array]) -> Iterator[bytes]:
         assert isinstance(request, PredictRequest)
         return _row_by_row(outputs) if request.by_row else _whole(outputs)
+
+
+def _with_images(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """The request with its images as bytes for the input of this name."""
+    if "instances" in document:
+        return {"instances": image_rows(document["instances"], name)}
+    return {"inputs": as_base64(document["inputs"])}
 
 
 def _signature(document: dict[str, Any], target: Target) -> Signature:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from gateway.errors import GatewayError, LoadFailed, RequestError
-from gateway.instance import torch_errors, torch_inputs, torch_signature, torch_types
+from gateway.instance import torch_errors, torch_inputs, torch_integers, torch_signature, torch_types
 from gateway.instance.backend import Tensors
 from gateway.instance.handlers import with_image_input
 from gateway.instance.torch_graph import constant, examine
-from gateway.instance.torch_inputs import Example
+from gateway.instance.torch_inputs import Example, Guesses
 from gateway.instance.torch_recording import TorchTracer
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import DTYPES, Array, Signature, TensorSpec
@@ -87,8 +87,14 @@ class TorchScriptModel:
         fast = simple and self._device is None and not self._facts.mutates_inputs
         self._names = [argument.name for argument in self._arguments] if fast else None
         self._set_call(module)
-        self._example = None if self.stateful else self._find_example(config, graph, typed)
+        self._traced = False
+        weighed = torch_inputs.weighed(graph, self._arguments)
+        guesses = torch_inputs.guesses(weighed, _dtype_of(graph))
+        self._example = None if self.stateful else self._find_example(config, guesses, typed)
         self._pair = self._two_rows()
+        undeclared = not (config.inputs or self._traced)
+        floats_only = torch_integers.floats_only(self._answer, self._example, weighed) if undeclared else frozenset()
+        self._known = torch_signature.Known(self._traced, floats_only)
         self.notes = [f"optimize_for_inference: {self._optimise(module, frozen)}"]
         self.signatures = {SIGNATURE: self._signature(config, graph)}
 
@@ -188,13 +194,13 @@ class TorchScriptModel:
         hooked = core._get_forward_hooks() or core._get_forward_pre_hooks()  # noqa: SLF001
         self._call: Callable[..., Any] = module if hooked else core._get_method("forward")  # noqa: SLF001
 
-    def _find_example(self, config: ModelConfig, graph: Any, typed: Any) -> Example | None:
+    def _find_example(self, config: ModelConfig, guesses: Guesses, typed: Any) -> Example | None:
         """A request that forward accepted: as declared, else as traced, else as the weights in the graph suggest."""
-        guesses = torch_inputs.guesses(graph, self._arguments, _dtype_of(graph))
         if config.inputs:
             return torch_inputs.search(torch_inputs.declared(config.inputs, guesses), self._try)
         traced = {} if typed is None else torch_inputs.traced(typed, self._arguments, guesses)
         if traced and (example := torch_inputs.search(traced, self._try)) is not None:
+            self._traced = True
             return example
         # A loop that runs until the values please it may never end on values that were made up.
         return None if self._facts.value_loop else torch_inputs.search(guesses, self._try)
@@ -244,7 +250,8 @@ class TorchScriptModel:
             return None
 
     def _signature(self, config: ModelConfig, graph: Any) -> Signature:
-        inputs = torch_signature.inputs(self._arguments, graph, config, self._example, self._pair)
+        examples = (self._example, self._pair)
+        inputs = torch_signature.inputs(self._arguments, graph, config, examples, self._known)
         answers = (self._answer(self._example), self._answer(self._pair))
         promised, more = torch_types.output_names(self._returns)
         outputs = torch_signature.outputs(config, promised, *answers)
