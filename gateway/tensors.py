@@ -44,6 +44,8 @@ MAX_RANK = 64  # numpy's own limit
 MAX_ELEMENTS = 1 << 40
 MAX_STRINGS = 1 << 16
 """Elements of all BYTES inputs of a request: each is looked at in Python, a thousand in a quarter of a millisecond."""
+DEFINITION_BYTES = 64 << 10
+"""Of a SignatureDef as JSON; a longer one is not kept."""
 _LENGTH = struct.Struct("<I")
 
 

@@ -27,12 +27,14 @@ from gateway.ipc.framing import ResultHeader
 from gateway.routing import NotServed, Target
 from gateway.tensors import Array, Buffer, Signature, TensorSpec, pack_bytes
 
-_PATH = rb"(?i:/v1/models/([^/:]+)(?:/versions/(\d{1,999})|/labels/([^/:]+))?:%s)"
+_PATH = rb"(?i:/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:%s)"
 PREDICT_PATH = re.compile(_PATH % b"predict")
 CLASSIFY_PATH = re.compile(_PATH % b"classify")
 REGRESS_PATH = re.compile(_PATH % b"regress")
 SERVING_DEFAULT = "serving_default"
 LARGEST_VERSION = 2**63 - 1
+LONGEST_VERSION = 1000
+"""Digits, which may be zeros before the number."""
 NUMERIC_LABEL = "label "
 """Before a label that is a number, which would be taken for a version."""
 MOST_EXAMPLE_BYTES = 32 << 20
@@ -295,10 +297,26 @@ def answer_to(error: GatewayError, model: str, version: str | None) -> tuple[int
     status, message = status_of(error), error.message
     if isinstance(error, VersionNotFound) and version is not None and not version.isdigit():
         status, message = 400, f"Unrecognized servable version label: {version.removeprefix(NUMERIC_LABEL)}"
-    elif isinstance(error, VersionNotFound) and version is not None and int(version) > LARGEST_VERSION:
-        status, message = 400, f"Failed to convert version: {version[:40]} to numeric."
+    elif type(error) in {ModelNotFound, VersionNotFound} and _is_too_large(version):
+        status, message = 400, _no_number(version)
     elif type(error) in {ModelNotFound, VersionNotFound} or isinstance(error, NotServed):
         status = 404
         which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
         message = f"Servable not found for request: {which}"
     return status, orjson.dumps({"error": message})
+
+
+def check_version(version: str | None) -> None:
+    """RequestError if a version is no number of 64 bits, whatever models there are."""
+    if _is_too_large(version):
+        raise RequestError(_no_number(version))
+
+
+def _is_too_large(version: str | None) -> bool:
+    if version is None or not version.isdigit():
+        return False
+    return len(version) > LONGEST_VERSION or int(version) > LARGEST_VERSION
+
+
+def _no_number(version: str | None) -> str:
+    return f"Failed to convert version: {(version or '')[:40]} to numeric."
