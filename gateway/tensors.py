@@ -45,7 +45,7 @@ MAX_ELEMENTS = 1 << 40
 MAX_STRINGS = 1 << 16
 """Elements of all BYTES inputs of a request: each is looked at in Python, a thousand in a quarter of a millisecond."""
 DEFINITION_BYTES = 64 << 10
-"""Of a SignatureDef as JSON; a longer one is not kept."""
+"""Of all SignatureDefs of a model as JSON; what is longer is not kept."""
 _LENGTH = struct.Struct("<I")
 
 

@@ -133,9 +133,9 @@ def _long_integers(value: Any, datatype: str) -> Iterator[int]:
 
 
 def _exceeds(array: "simdjson.Array", limit: int) -> bool:
-    """Whether a number of an array is beyond a limit, which costs less to find out than reading its text."""
+    """Whether a number of an array may be beyond a limit, which costs less to find out than reading its text."""
     try:
         numbers = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
     except (TypeError, ValueError):
         return False  # what it holds is refused
-    return bool(numbers.size) and bool(max(numbers.max(), -numbers.min()) > limit)
+    return bool(numbers.size) and bool(max(numbers.max(), -numbers.min()) >= limit)

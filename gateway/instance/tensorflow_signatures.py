@@ -56,14 +56,14 @@ class Entry:
     """By name what is fed for inputs that a request leaves out."""
 
 
-def _as_json(definition: Any) -> bytes:
-    """A SignatureDef as TensorFlow Serving shows it; empty if it is long, as one with large defaults may be."""
-    if definition.ByteSize() > DEFINITION_BYTES:
+def _as_json(definition: Any, most: int) -> bytes:
+    """A SignatureDef as TensorFlow Serving shows it; empty if that takes too many bytes, as large defaults may."""
+    if definition.ByteSize() > most:
         return b""
     text = json_format.MessageToJson(
         definition, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None
     ).encode()
-    return text if len(text) <= DEFINITION_BYTES else b""
+    return text if len(text) <= most else b""
 
 
 def _tensor(info: Any) -> str | None:
@@ -88,8 +88,8 @@ def _read(name: str, definition: Any, describe: Describe, notes: list[str]) -> E
                 return None
             elif tensor is None and (composite := _COMPOSITE.get(infos[key].WhichOneof("encoding"))):
                 notes.append(
-                    f"Signature '{name}' is left out because its output '{key}' is {composite}, which the protocol has no "
-                    "tensors for; return its parts or a dense tensor."
+                    f"Signature '{name}' is left out because its output '{key}' is {composite}, which the protocol has "
+                    "no tensors for; return its parts or a dense tensor."
                 )
                 return None
             elif tensor is None or found:
@@ -98,17 +98,19 @@ def _read(name: str, definition: Any, describe: Describe, notes: list[str]) -> E
         return None  # an operation such as __saved_model_init_op, which returns nothing
     (inputs, outputs) = ends["inputs"], ends["outputs"]
     specs = tuple(spec for spec, _ in inputs), tuple(spec for spec, _ in outputs)
-    signature = Signature(name, *specs, method=definition.method_name, definition=_as_json(definition))
+    signature = Signature(name, *specs, method=definition.method_name)
     return Entry(signature, tuple(tensor for _, tensor in inputs), tuple(tensor for _, tensor in outputs))
 
 
 def read_entries(meta: Any, describe: Describe, notes: list[str]) -> dict[str, Entry]:
     """Every callable signature of a MetaGraphDef by name; LoadFailed where there is none."""
-    found = {}
+    found, left = {}, DEFINITION_BYTES
     for name in sorted(meta.signature_def):
         entry = _read(name, meta.signature_def[name], describe, notes)
         if entry is not None:
-            found[name] = entry
+            definition = _as_json(meta.signature_def[name], left)
+            left -= len(definition)
+            found[name] = replace(entry, signature=msgspec.structs.replace(entry.signature, definition=definition))
     if not found:
         why = notes[0] if notes else "Export it again with tf.saved_model.save(model, path, signatures=...)."
         raise LoadFailed(f"the SavedModel has no signature that can be called. {why}")
