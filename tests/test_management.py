@@ -138,7 +138,10 @@ def test_versions_come_and_go_and_the_default_is_chosen(server: Any, manage: htt
 
 
 def test_who_registers_need_not_wait_either(manage: httpx.Client, helpers: Any) -> None:
-    assert done(manage.post("/models?url=mlp/2&initial_workers=2"), 202) == "Processing worker updates..."
+    assert (
+        done(manage.post("/models?url=mlp/2&initial_workers=2&synchronous=false"), 202)
+        == "Processing worker updates..."
+    )
     helpers.until(lambda: len(one(manage, "mlp/2")["workers"]) == 2, 20.0)
 
 

@@ -356,6 +356,9 @@ def test_a_raw_request_is_one_tensor_and_nothing_else(gateway: Any) -> None:
     large[-1] = 7
     answer = gateway.infer("identity_tensorflow", large.tobytes(), "Inference-Header-Content-Length: 0")
     assert answer.parts()[1] == large.tobytes()
+    long = b"a" * 300_000
+    answer = gateway.infer("echo_strings", long, "Inference-Header-Content-Length: 0")
+    assert answer.parts()[1] == packed_words([long.decode()])
     text = gateway.infer(
         "text_tensorflow",
         "Wo ist die Bibliothek, bitte? Ich möchte ein Buch lesen.".encode(),

@@ -272,6 +272,8 @@ def filled(spec: TensorSpec, count: int) -> tuple[int, ...]:
     for axis in reversed(range(len(shape))):
         if shape[axis] == -1:
             shape[axis], left = left, 1
+    if (over or left != 1) and spec.guessed:
+        return (count,)
     if over or left != 1:
         raise RequestError(f"{count} elements do not fill input '{spec.name}' of shape {list(spec.shape)}")
     return tuple(shape)

@@ -22,7 +22,7 @@ _LONG_INTEGERS = {
     for datatype, bits in _EXACT_BITS.items()
 }
 """In JSON without white space: integers of so many digits that the float may not hold them."""
-_INTEGERS = frozenset({int})
+_INTEGERS, _FLOATS, _LISTS = frozenset({int}), frozenset({float}), frozenset({list})
 _UNCONVERTED = frozenset({Numbers, simdjson.Array})
 
 
@@ -49,7 +49,7 @@ def datatype_of_unknown(value: Any) -> str:
 
 def check_exact(spec: TensorSpec, datatype: str, value: Any) -> None:
     """RequestError if an integer of the value would change in a datatype of floats."""
-    if datatype not in _EXACT_BITS:
+    if datatype not in _EXACT_BITS or _only_floats(value):
         return
     wrong = next((each for each in _long_integers(value, datatype) if not _holds(datatype, each)), None)
     if wrong is not None:
@@ -58,6 +58,19 @@ def check_exact(spec: TensorSpec, datatype: str, value: Any) -> None:
             f"Cannot convert JSON value: {shown} to {TYPE_NAMES[datatype]} without loss of precision; "
             f"input '{spec.name[:100]}' takes {datatype}"
         )
+
+
+def _only_floats(value: Any) -> bool:
+    """Whether nested lists hold floats and nothing else, as most do: found out without looking at them one by one."""
+    level = value
+    while type(level) is list:
+        types = set(map(type, level))
+        if types == _FLOATS:
+            return True
+        if types != _LISTS:
+            return False
+        level = list(chain.from_iterable(level))
+    return type(level) is float
 
 
 def _holds(datatype: str, integer: int) -> bool:
