@@ -76,15 +76,6 @@ def decoded(body: bytes, target: Target = TARGET) -> tuple[dict[str, Any], Any]:
         ((-1, 0), 0, (1, 0)),
     ],
 )
-def test_integers_for_a_guessed_datatype_stay_integers(gateway: Any) -> None:
-    for value in (1764543210, [1764543210], [[1764543210]]):
-        answer = asked(gateway, "seconds_of_the_day", {"ts": value})
-        assert answer.json()["output_0"] == 1764543210 % 86400
-    answer = asked(gateway, "seconds_of_the_day", {"ts": [1764543210, 0.5]})
-    assert answer.status == 400
-    assert "without loss of precision" in answer.json()["error"]
-
-
 def test_what_is_open_takes_what_is_left(shape: Any, count: int, want: Any) -> None:
     assert filled(TensorSpec("x", "FP32", shape), count) == want
 
@@ -258,3 +249,12 @@ def test_errors_of_the_model_and_of_the_request_are_told(gateway: Any) -> None:
     assert asked(gateway, "raises", {"y": 1}).status_code == 400
     assert asked(gateway, "nobody", {"x": 1}).status_code == 404
     assert gateway.http.get("/v2/models/raises/generate").status_code == 405
+
+
+def test_integers_for_a_guessed_datatype_stay_integers(gateway: Any) -> None:
+    for value in (1764543210, [1764543210], [[1764543210]]):
+        answer = asked(gateway, "seconds_of_the_day", {"ts": value})
+        assert answer.json()["output_0"] == 1764543210 % 86400
+    answer = asked(gateway, "seconds_of_the_day", {"ts": [1764543210, 0.5]})
+    assert answer.status_code == 400
+    assert "without loss of precision" in answer.json()["error"]

@@ -24,5 +24,6 @@ def test_strings_are_base64(value: Any, bytes_: Any) -> None:
 
 def test_a_row_holds_its_image_under_one_of_several_keys() -> None:
     rows = ["YQ==", {"b64": "YQ=="}, {"data": "YQ==", "target": 0}, {"body": {"b64": "YQ=="}}, {"image": "YQ=="}]
+    rows += [{"image": {"b64": "YQ=="}}, {"image_bytes": {"b64": "YQ=="}, "key": "1"}]
     assert image_rows(rows, "image") == [{"b64": "YQ=="}] * len(rows)
     assert image_rows(3, "image") == 3

@@ -24,19 +24,22 @@ def as_base64(value: Any) -> Any:
         return {"b64": "".join(text.split())}
     if isinstance(value, list):
         return [as_base64(each) for each in value]
-    if isinstance(value, dict) and not (len(value) == 1 and isinstance(value.get("b64"), str)):
-        return {key: each if key == "b64" else as_base64(each) for key, each in value.items()}
+    if isinstance(value, dict) and not _is_base64(value):
+        return {key: as_base64(each) for key, each in value.items()}
     return value
 
 
 def image_rows(rows: Any, name: str) -> Any:
-    """The rows of `instances` as images for an input: bare, in {"data": …}, or in {"b64": …}, also under its name."""
+    """The rows of `instances` as images for an input: bare, in {"data": …}, or in {"b64": …}, also under its name or another."""
     return [_image_of(row, name) for row in rows] if isinstance(rows, list) else rows
 
 
 def _image_of(row: Any, name: str) -> Any:
-    if isinstance(row, dict) and name not in row:
-        row = next((row[key] for key in _WRAPPERS if key in row), row)
-    elif isinstance(row, dict):
-        row = row[name]
+    if isinstance(row, dict) and not _is_base64(row):
+        keys = [key for key in (name, *_WRAPPERS) if key in row] or [key for key in row if _is_base64(row[key])]
+        row = row[keys[0]] if keys else row
     return as_base64(row)
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
