@@ -18,10 +18,10 @@ from gateway.tensors import DTYPES, TensorSpec
 _EXACT_BITS = {"BF16": 8, "FP16": 11, "FP32": 24, "FP64": 53}
 """Whole numbers of so many bits a float holds exactly, whatever they are."""
 _LONG_INTEGERS = {
-    datatype: re.compile(rb"(?<=[\[,])-?\d{%d,}(?=[\],])" % len(str(1 << bits)))
+    datatype: re.compile(rb"(?<=[\[,\s])-?\d{%d,}(?=[\],\s])" % len(str(1 << bits)))
     for datatype, bits in _EXACT_BITS.items()
 }
-"""In JSON without white space: integers of so many digits that the float may not hold them."""
+"""In an array: integers of so many digits that the float may not hold them."""
 _INTEGERS, _FLOATS, _LISTS = frozenset({int}), frozenset({float}), frozenset({list})
 _UNCONVERTED = frozenset({Numbers, simdjson.Array})
 

@@ -30,7 +30,7 @@ def as_base64(value: Any) -> Any:
 
 
 def image_rows(rows: Any, name: str) -> Any:
-    """The rows of `instances` as images for an input: bare, in {"data": …}, or in {"b64": …}, also under its name or another."""
+    """The rows of `instances` as images for an input: bare, in {"data": …}, or in {"b64": …}, also under some name."""
     return [_image_of(row, name) for row in rows] if isinstance(rows, list) else rows
 
 
