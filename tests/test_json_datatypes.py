@@ -16,6 +16,15 @@ DECLARED = TensorSpec("x", "FP32", (-1,))
 LONG = [0] * 20_000
 
 
+def refusal(datatype: str, value: Any) -> str:
+    """What is said of a value; nothing if it passes."""
+    try:
+        check_exact(DECLARED, datatype, value)
+    except RequestError as error:
+        return error.message
+    return ""
+
+
 def forms(value: Any) -> list[Any]:
     """A value as each of the parsers gives it: read at once, of a large body unconverted, or not yet read."""
     return [value, parse(json.dumps({"x": value, "pad": LONG}).encode())["x"], msgspec.Raw(json.dumps(value).encode())]
@@ -65,8 +74,7 @@ def test_arrays_of_large_rows_count_together() -> None:
 )
 def test_an_integer_that_would_change_is_refused_and_named(datatype: str, value: Any) -> None:
     for form in forms(value):
-        with pytest.raises(RequestError, match="without loss of precision; input 'x' takes"):
-            check_exact(DECLARED, datatype, form)
+        assert "without loss of precision; input 'x' takes" in refusal(datatype, form)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +90,8 @@ def test_an_integer_that_would_change_is_refused_and_named(datatype: str, value:
 )
 def test_what_a_float_holds_or_rounds_as_a_float_passes(datatype: str, value: Any) -> None:
     for form in forms(value):
-        check_exact(DECLARED, datatype, form)
+        assert refusal(datatype, form) == ""
 
 
 def test_an_integer_without_end_is_refused_in_few_words() -> None:
-    with pytest.raises(RequestError) as caught:
-        check_exact(DECLARED, "FP64", [10**4000])
-    assert len(caught.value.message) < 200
+    assert 0 < len(refusal("FP64", [10**4000])) < 200

@@ -144,7 +144,7 @@ def test_curl_t_sends_a_file(gateway: Any, helpers: Any, expected: list[float], 
     assert np.allclose(json.loads(done.stdout), expected)
 
 
-def test_a_number_is_given_beside_a_row(http: httpx.Client) -> None:
+def test_a_number_is_given_together_with_a_row(http: httpx.Client) -> None:
     row, batch = [1.0, 5.0, 3.0], [[1.0, 5.0, 3.0], [9.0, 7.0, 8.0]]
     one = {"output_0": [5.0, 3.0], "output_1": [1, 2]}
     assert http.post("/predictions/best", json={"x": row, "k": 2}).json() == one

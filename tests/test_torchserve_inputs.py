@@ -70,7 +70,7 @@ def test_a_form_has_the_value_in_its_field_data_or_a_field_for_each_input() -> N
     assert arrays(given_as(head + raw + b"\r\n--z--", "multipart/form-data; boundary=z")) == {"x": [[1, 2, 3]]}
 
 
-def test_what_curl_calls_a_form_is_none_where_it_has_control_characters() -> None:
+def test_a_body_with_control_characters_is_no_form_whatever_curl_calls_it() -> None:
     for body in (b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a=\0\0\1", b"BM=\0\0"):
         assert arrays(given_as(body, URLENCODED, TEXT)) == {"text": [body]}
     raw = np.array([1, 2, 3], np.float32).tobytes()

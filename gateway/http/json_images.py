@@ -9,7 +9,7 @@ from gateway.routing import Target
 
 _DATA_URL = "data:"
 _WRAPPERS = ("data", "body")
-"""Keys of a row, beside which TorchServe's handlers ignore all others."""
+"""Keys of a row that TorchServe's handlers take an image from; they ignore all others."""
 
 
 def takes_images(target: Target) -> bool:

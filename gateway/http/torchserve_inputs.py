@@ -40,7 +40,7 @@ class _Form(enum.Enum):
     """Without the batch dimension, which the gateway has made."""
     BATCH = enum.auto()
     ANY_RANK = enum.auto()
-    """Nobody knows."""
+    """With or without: the model's rank is not known."""
     PLAIN = enum.auto()
     """A number, say, which has no rows."""
 
