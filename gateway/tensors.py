@@ -48,6 +48,8 @@ MAX_EMPTY_ELEMENTS, MAX_EMPTY_ROWS = 1 << 26, 1 << 16
 may make outputs of their size, and JSON has a list for each row."""
 MAX_STRINGS = 1 << 16
 """Elements of all BYTES inputs of a request: each is looked at in Python, a thousand in a quarter of a millisecond."""
+DEFINITION_BYTES = 64 << 10
+"""Of all SignatureDefs of a model as JSON; what is longer is not kept."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -57,6 +59,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     `shape` holds -1 where a dimension may be any size and is None where even the rank may vary.
     `strict` is False where the model takes whatever its code accepts (a TorchScript argument that
     nobody declared): then `datatype` and `shape` are what it probably wants, and are not enforced.
+    `guessed` is True where they were not even seen in a trace or in forward's types.
     """
 
     name: str
@@ -64,6 +67,11 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     shape: tuple[int, ...] | None
     optional: bool = False
     strict: bool = True
+    guessed: bool = False
+    integers: bool = False
+    """Of a guessed input of floats: the model takes whole numbers as they are, INT64, and answers them the same."""
+    plain: bool = False
+    """Forward takes a number, a boolean or a string, or a list of those, and no tensor with rows."""
 
 
 class Signature(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +88,8 @@ class Signature(msgspec.Struct, frozen=True, array_like=True):
     open_outputs: bool = False
     method: str = ""
     """Of a SavedModel's signature its method_name, such as tensorflow/serving/classify."""
+    definition: bytes = b""
+    """Of a SavedModel's signature its SignatureDef as JSON; empty where the gateway has changed it."""
 
 
 def element_count(shape: Sequence[int]) -> int:

@@ -130,7 +130,10 @@ def brief(ready: Ready) -> str:
 
 
 def _side(specs: Sequence[TensorSpec]) -> str:
-    names = [f"{spec.name}{'?' * spec.optional} {spec.datatype}{_shape(spec)}" for spec in specs[:SHOWN]]
+    names = [
+        f"{spec.name}{'?' * spec.optional} {spec.datatype}{_shape(spec)}{' (a guess)' * spec.guessed}"
+        for spec in specs[:SHOWN]
+    ]
     if len(specs) > SHOWN:
         names.append(f"… {len(specs) - SHOWN} more")
     return ", ".join(names) or "nothing"

@@ -38,6 +38,7 @@ def test_a_plausible_claim_is_believed() -> None:
         msgspec.structs.replace(READY, signatures={}),
         msgspec.structs.replace(READY, signatures={f"s{n}": Signature(f"s{n}", (), ()) for n in range(2000)}),
         msgspec.structs.replace(READY, signatures={"forward": Signature("backward", (SPEC,), (SPEC,))}),
+        msgspec.structs.replace(READY, signatures={"forward": Signature("forward", (), (), definition=b" " * 100_000)}),
         msgspec.structs.replace(READY, notes=["x"] * 1000),
         msgspec.structs.replace(READY, notes=["x" * 100_000]),
         msgspec.structs.replace(READY, sandbox="x" * 100_000),

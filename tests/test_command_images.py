@@ -78,6 +78,23 @@ def test_whole_numbers_stay_0_to_255_whatever_the_scale(picture: Path) -> None:
     assert found[:, 0, 0].tolist() == [255, 0, 0]
 
 
+def test_an_image_is_not_resized_to_a_size_that_is_only_a_guess(picture: Path) -> None:
+    guess = TensorSpec("image", "FP32", (1, 3, 2, 2), strict=False, guessed=True)
+    assert array_of(picture, guess, 1.0, "pytorch_torchscript").shape == (3, 4, 8)
+    assert array_of(picture, guess, 1.0, "pytorch_torchscript", (2, 3)).shape == (3, 2, 3)
+    flat = TensorSpec("image", "FP32", (1, 64), strict=False, guessed=True)
+    with pytest.raises(RequestError, match=r"\[1, 64\], is only a guess.* --resize 8x8"):
+        array_of(picture, flat, 1.0, "pytorch_torchscript")
+    assert array_of(picture, flat, 1.0, "pytorch_torchscript", (8, 8)).shape == (64,)
+
+
+def test_greys_of_16_bits_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
+    greys = np.array([[0, 257, 32768, 65535]], np.uint16)
+    Image.fromarray(greys).save(tmp_path / "grey.png")
+    found = array_of(tmp_path / "grey.png", spec((-1, 1, 1, 4), "UINT8"), 1.0, "pytorch_torchscript")
+    assert found.tolist() == [[[0, 1, 128, 255]]]
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp", ".gif"])
 def test_other_formats_are_read(picture: Path, suffix: str) -> None:
     with Image.open(picture) as image:

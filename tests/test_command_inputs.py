@@ -239,3 +239,11 @@ def test_the_words_of_json_are_those_of_python(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps([True, False]))
     spec = TensorSpec("b", "BOOL", (-1,))
     assert read(f"@{tmp_path / 'b.json'}", specs=(spec,))["b"].tolist() == [True, False]
+
+
+def test_an_integer_that_a_guessed_float_does_not_hold_stays_one() -> None:
+    guess = TensorSpec("ts", "FP32", (1,), strict=False, guessed=True)
+    found = read("ts=[1764543210]", specs=(guess,))["ts"]
+    assert (found.dtype, found.tolist()) == (np.int64, [1764543210])
+    assert read("ts=[3]", specs=(guess,))["ts"].dtype == np.float32
+    assert "cannot hold 1764543211" in refusal("x=[1764543211, 1]")

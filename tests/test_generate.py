@@ -250,3 +250,12 @@ def test_errors_of_the_model_and_of_the_request_are_told(gateway: Any) -> None:
     assert asked(gateway, "raises", {"y": 1}).status_code == 400
     assert asked(gateway, "nobody", {"x": 1}).status_code == 404
     assert gateway.http.get("/v2/models/raises/generate").status_code == 405
+
+
+def test_integers_for_a_guessed_datatype_stay_integers(gateway: Any) -> None:
+    for value in (1764543210, [1764543210], [[1764543210]]):
+        answer = asked(gateway, "seconds_of_the_day", {"ts": value})
+        assert answer.json()["output_0"] == 1764543210 % 86400
+    answer = asked(gateway, "seconds_of_the_day", {"ts": [1764543210, 0.5]})
+    assert answer.status_code == 400
+    assert "without loss of precision" in answer.json()["error"]

@@ -228,3 +228,21 @@ def test_nothing_is_imported_when_images_are_read_and_no_thread_is_started(image
         env={"OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("[] 1\n", "")
+
+
+@pytest.mark.parametrize("color", ["L", "RGB"])
+def test_16_bits_are_scaled_and_not_cut_off_and_other_modes_are_read(color: str) -> None:
+    fine = reader(resize=[1, 4], color=color)
+    greys = np.array([[0, 257, 32768, 65535]], np.uint16)
+    wanted = np.array([0, 1, 128, 255], np.float32) / 255
+    (row,) = fine.read(rows(png(Image.fromarray(greys))))
+    assert all(np.allclose(channel[0], wanted) for channel in row)
+    eight = Image.fromarray((greys // 257).astype(np.uint8))
+    for mode in ("1", "P", "LA", "RGBA"):
+        (row,) = fine.read(rows(png(eight.convert(mode))))
+        plain = np.asarray(eight.convert(mode).convert("L"), np.float32)[0] / 255
+        assert all(np.allclose(channel[0], plain, atol=1 / 255) for channel in row), mode
+    file = io.BytesIO()
+    Image.new("CMYK", (4, 1), (0, 0, 0, 255)).save(file, "JPEG")
+    (row,) = fine.read(rows(file.getvalue()))
+    assert row.max() < 0.2

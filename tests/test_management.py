@@ -60,6 +60,7 @@ def one(manage: httpx.Client, path: str = "mlp") -> dict[str, Any]:
 def test_models_are_listed_page_by_page(manage: httpx.Client) -> None:
     first = manage.get("/models", params={"limit": 1}).json()
     assert first == {"nextPageToken": "1", "models": [{"modelName": "identity_torch", "modelUrl": "identity_torch"}]}
+    assert len(manage.get("/models?limit=&next_page_token=").json()["models"]) == 2
     second = manage.get("/models", params={"limit": 1, "next_page_token": 1}).json()
     assert second == {"models": [{"modelName": "mlp", "modelUrl": "mlp"}]}
 
@@ -116,7 +117,7 @@ def test_versions_come_and_go_and_the_default_is_chosen(server: Any, manage: htt
     assert [each["modelVersion"] for each in manage.get("/models/mlp/all").json()] == ["2", "3"]
     assert one(manage)["modelVersion"] == "3"
     said = done(manage.put("/models/mlp/2.0/set-default"))
-    assert said == 'Default vesion succsesfully updated for model "mlp" to "2.0"'
+    assert said == 'Default version successfully updated for model "mlp" to "2.0"'
     assert one(manage)["modelVersion"] == "2"
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": ROW}
     assert http.post("/v2/models/mlp/infer", json={"inputs": [tensor]}).json()["model_version"] == "2"
@@ -137,7 +138,10 @@ def test_versions_come_and_go_and_the_default_is_chosen(server: Any, manage: htt
 
 
 def test_who_registers_need_not_wait_either(manage: httpx.Client, helpers: Any) -> None:
-    assert done(manage.post("/models?url=mlp/2&initial_workers=2"), 202) == "Processing worker updates..."
+    assert (
+        done(manage.post("/models?url=mlp/2&initial_workers=2&synchronous=false"), 202)
+        == "Processing worker updates..."
+    )
     helpers.until(lambda: len(one(manage, "mlp/2")["workers"]) == 2, 20.0)
 
 
@@ -150,6 +154,13 @@ def test_who_registers_need_not_wait_either(manage: httpx.Client, helpers: Any) 
         ("POST", "/models?url=/etc/passwd", 404, "ModelNotFoundException", "Model not found in model store"),
         ("POST", "/models?url=nobody", 404, "ModelNotFoundException", "Model not found in model store: nobody"),
         ("POST", "/models?url=mlp/9", 404, "ModelVersionNotFoundException", "has no version 9 in the model store"),
+        (
+            "POST",
+            "/models?url=InvalidUrl&runtime=InvalidRuntime",
+            400,
+            "BadRequestException",
+            "Invalid RuntimeType value",
+        ),
         ("POST", "/models?url=old", 400, "BadRequestException", "`gateway import` reads model archives"),
         ("POST", "/models?url=old.mar", 404, "ModelNotFoundException", "`gateway import` reads model archives"),
         (

@@ -6,6 +6,7 @@ from gateway.errors import ModelNotFound, RequestError
 from gateway.http.management_calls import (
     MOST_WORKERS,
     Page,
+    check_runtime,
     description,
     flag,
     in_store,
@@ -68,8 +69,7 @@ def test_workers_are_one_by_default_and_no_more_at_most_than_said() -> None:
         ({"min_worker": "2", "max_worker": "1"}, "max_worker cannot be less than min_worker."),
         ({"min_worker": "-1"}, "min_worker must be from 0"),
         ({"min_worker": str(MOST_WORKERS + 1)}, "must be from 0 to 128"),
-        ({"min_worker": "many"}, "must be a whole number"),
-        ({"max_worker": "9" * 5000}, "must be a whole number"),
+        ({"min_worker": 1.5}, "must be a whole number"),
         ({"min_worker": True}, "must be a whole number"),
     ],
 )
@@ -82,7 +82,22 @@ def test_parameters_are_read_from_text_and_from_json() -> None:
     assert (flag({"synchronous": "True"}, "synchronous"), flag({"synchronous": True}, "synchronous")) == (True, True)
     assert not flag({}, "synchronous")
     assert (whole_number({"n": 3}, "n", 0), whole_number({"n": "-3"}, "n", 0)) == (3, -3)
+    assert flag({}, "synchronous", default=True)
     assert (number_of("1.0"), number_of("12"), number_of("1.5"), number_of("stable")) == (1, 12, None, None)
+
+
+@pytest.mark.parametrize("value", ["", "many", "1.0", "9" * 5000, " 1", "2147483648", "٣"])
+def test_text_that_is_no_number_means_the_default_as_torchserve_reads_it(value: str) -> None:
+    assert whole_number({"limit": value}, "limit", 100) == 100
+    assert workers_of({"min_worker": value}) == (1, 1)
+
+
+def test_a_runtime_that_torchserve_has_not_is_refused() -> None:
+    for known in ({}, {"runtime": "python"}, {"runtime": "python3"}, {"runtime": "LSP"}):
+        check_runtime(known)
+    for wrong in ("InvalidRuntime", "", "ruby"):
+        with pytest.raises(RequestError, match=f"^Invalid RuntimeType value: {wrong}$"):
+            check_runtime({"runtime": wrong})
 
 
 def test_a_page_says_where_the_next_one_begins() -> None:

@@ -141,6 +141,14 @@ def test_where_nobody_has_tried_the_signature_makes_the_example() -> None:
     assert example_of(target_of(X, config=ModelConfig())) is None  # it was tried at load, and none found
 
 
+def test_the_page_says_what_is_a_guess() -> None:
+    guess = TensorSpec("g", "FP32", (1, 4), strict=False, guessed=True)
+    number = TensorSpec("k", "INT64", (), optional=True, strict=False, plain=True)
+    said = document(target_of(X, guess, number), None)["paths"]["/v2/models/m/infer"]["post"]["description"]
+    for line in ("| `x` | FP32 |", "| `g` (a guess) | FP32 |", "| `k` (optional, not enforced) | INT64 |"):
+        assert line in said
+
+
 def given(name: str, shape: tuple[int, ...], *values: Any) -> Given:
     return Given(TensorSpec(name, "FP32", (-1, *shape[1:]) if shape else ()), shape, list(values))
 

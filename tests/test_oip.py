@@ -12,6 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from gateway.http.oip import raw_shape
+from gateway.tensors import TensorSpec
+
 NUMBERS: dict[str, tuple[Any, list[Any]]] = {
     "BOOL": (np.bool_, [True, False, True]),
     "UINT8": (np.uint8, [0, 7, 2**8 - 1]),
@@ -353,6 +356,9 @@ def test_a_raw_request_is_one_tensor_and_nothing_else(gateway: Any) -> None:
     large[-1] = 7
     answer = gateway.infer("identity_tensorflow", large.tobytes(), "Inference-Header-Content-Length: 0")
     assert answer.parts()[1] == large.tobytes()
+    long = b"a" * 300_000
+    answer = gateway.infer("echo_strings", long, "Inference-Header-Content-Length: 0")
+    assert answer.parts()[1] == packed_words([long.decode()])
     text = gateway.infer(
         "text_tensorflow",
         "Wo ist die Bibliothek, bitte? Ich möchte ein Buch lesen.".encode(),
@@ -516,3 +522,19 @@ def test_requests_that_were_not_proved_to_be_joinable_are_answered_as_if_alone(
         pairs = [build(number) for number in range(16)]
         answers = all_at_once(gateway, model, [body for body, _ in pairs])
         assert answers == [answer for _, answer in pairs]
+
+
+def test_metadata_say_what_is_a_guess_and_so_does_the_command_line(gateway: Any) -> None:
+    found = gateway.http.get("/v2/models/seconds_of_the_day").json()
+    assert found["inputs"][0]["guessed"] is True
+    assert found["parameters"]["signatures"]["forward"]["inputs"][0]["guessed"] is True
+    assert "guessed" not in gateway.http.get("/v2/models/mlp").json()["inputs"][0]
+    assert "(a guess)" in gateway.command("show", "seconds_of_the_day").stdout
+    assert "a guess" in gateway.http.get("/v2/models/seconds_of_the_day/openapi.json").text
+    done = gateway.command("infer", "seconds_of_the_day", "--input", "ts=[1764543210]")
+    assert "82410" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("shape", [(), (-1,), (1,), (-1, 1), (-1, -1, -1)])
+def test_a_raw_request_for_bytes_is_one_element_whatever_the_shape_leaves_open(shape: tuple[int, ...]) -> None:
+    assert raw_shape(TensorSpec("x", "BYTES", shape), 1) == (1,) * len(shape)

@@ -395,6 +395,32 @@ def test_a_signature_of_sparse_tensors_is_left_out_with_a_note(tf1: Any) -> None
     assert any("'sparse' is left out because its input 's'" in note for note in tf1.notes)
 
 
+def test_a_signature_with_a_ragged_or_sparse_output_is_left_out_by_name(tmp_path: Path) -> None:
+    class Words(tf.Module):
+        @signature(wants(None, dtype=tf.string))
+        def ragged(self, x: Any) -> Any:
+            return {"words": tf.strings.split(x), "count": tf.strings.length(x)}
+
+        @signature(wants(None, dtype=tf.string))
+        def sparse(self, x: Any) -> Any:
+            return {"words": tf.strings.split(x).to_sparse()}
+
+        @signature(wants(None, dtype=tf.string))
+        def dense(self, x: Any) -> Any:
+            return {"count": tf.strings.length(x)}
+
+    words = Words()
+    signatures = {"serving_default": words.dense, "ragged": words.ragged, "sparse": words.sparse}
+    tf.saved_model.save(words, str(tmp_path / "some"), signatures=signatures)
+    model = TensorFlowBackend().load(tmp_path / "some", CONFIG, "cpu")
+    assert set(model.signatures) == {"serving_default"}
+    for kind in ("ragged", "sparse"):
+        assert any(f"Signature '{kind}' is left out because its output 'words' is {kind}" in n for n in model.notes)
+    tf.saved_model.save(words, str(tmp_path / "none"), signatures=words.ragged)
+    with pytest.raises(LoadFailed, match="its output 'words' is ragged"):
+        TensorFlowBackend().load(tmp_path / "none", CONFIG, "cpu")
+
+
 def test_a_graph_that_cannot_restore_its_variables_in_a_session_opens_as_tensorflow_2(tf2: Any) -> None:
     assert any(note.startswith("Loaded as a TensorFlow 2 object") for note in tf2.notes)
     np.testing.assert_array_equal(tf2.execute("serving_default", {"x": row(2)})["y"], row(4))

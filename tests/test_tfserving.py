@@ -141,6 +141,47 @@ def test_a_context_in_very_many_examples_is_refused_at_once(http: httpx.Client) 
     assert "come to more than" in refused(http, "examples:classify", body)
 
 
+def test_integers_for_a_guessed_datatype_stay_integers(http: httpx.Client) -> None:
+    when = 1764543210
+    right = when % 86400
+    for body, answer in (
+        ({"instances": [when]}, {"predictions": [right]}),
+        ({"instances": [{"ts": [when, 1]}, {"ts": [2, 3]}]}, {"predictions": [[right, 1], [2, 3]]}),
+        ({"inputs": {"ts": when}}, {"outputs": right}),
+        ({"instances": [0.5, 86402]}, {"predictions": [0.5, 2.0]}),
+    ):
+        assert ask(http, "seconds_of_the_day:predict", body) == answer
+    many = [{"ts": [when + number] * 4} for number in range(1000)]
+    found = ask(http, "seconds_of_the_day:predict", {"instances": many})["predictions"]
+    assert found == [[each % 86400 for each in row["ts"]] for row in many]
+    said = refused(http, "seconds_of_the_day:predict", {"instances": [when, 0.5]})
+    assert said.startswith("Cannot convert JSON value: 1764543210 to float without loss of precision")
+
+
+def test_what_a_signature_has_a_default_for_may_be_left_out(http: httpx.Client) -> None:
+    assert ask(http, "scales:predict", {"inputs": {"x": [[1.0, 2.0]]}}) == {"outputs": [[3.0, 6.0]]}
+    assert ask(http, "scales:predict", {"inputs": [[1.0, 2.0]]}) == {"outputs": [[3.0, 6.0]]}
+    assert ask(http, "scales:predict", {"instances": [[1.0, 2.0]]}) == {"predictions": [[3.0, 6.0]]}
+    assert ask(http, "scales:predict", {"inputs": {"x": [[1.0, 2.0]], "scale": 2.0}}) == {"outputs": [[2.0, 4.0]]}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
+    answer = http.post("/v2/models/scales/infer", json={"inputs": [tensor]})
+    assert answer.json()["outputs"][0]["data"] == [3.0, 6.0]
+
+
+def test_metadata_name_the_tensors_of_the_graph_and_the_defaults(http: httpx.Client) -> None:
+    found = http.get("/v1/models/scales/metadata").json()["metadata"]["signature_def"]["signature_def"]
+    signature = found["serving_default"]
+    assert signature["inputs"]["x"]["name"] == "serving_default_x:0"
+    assert signature["outputs"]["y"]["name"].endswith(":0")
+    assert signature["defaults"]["scale"]["float_val"] == [3.0]
+    assert (
+        http.get("/v1/models/mlp/metadata").json()["metadata"]["signature_def"]["signature_def"]["serving_default"][
+            "defaults"
+        ]
+        == {}
+    )
+
+
 def test_only_a_torchscript_model_has_its_signature_under_the_usual_name() -> None:
     signature = Signature("forward", (), ())
     for framework, usual in (("pytorch", signature), ("tensorflow", None)):
@@ -157,8 +198,14 @@ def test_what_failed_or_is_unloaded_is_not_found(http: httpx.Client) -> None:
 def test_a_version_that_is_no_number_of_64_bits_is_refused(http: httpx.Client) -> None:
     wanted = "Failed to convert version: 99999999999999999999 to numeric."
     assert refused(http, "mlp/versions/99999999999999999999:predict", GOOD) == wanted
-    answer = http.get("/v1/models/mlp/versions/99999999999999999999")
-    assert (answer.status_code, answer.json()["error"]) == (400, wanted)
+    for model in ("mlp", "nobody"):
+        for call in ("predict", "classify", "regress"):
+            assert refused(http, f"{model}/versions/99999999999999999999:{call}", GOOD) == wanted
+        for path in ("", "/metadata"):
+            answer = http.get(f"/v1/models/{model}/versions/99999999999999999999{path}")
+            assert (answer.status_code, answer.json()["error"]) == (400, wanted)
+    assert "to numeric" in refused(http, f"nobody/versions/{'9' * 5000}:predict", GOOD)
+    assert refused(http, f"nobody/versions/{2**63 - 1}:predict", GOOD, 404).startswith("Servable not found")
 
 
 def test_paths_are_read_without_regard_to_case_and_other_verbs_are_malformed(http: httpx.Client) -> None:
@@ -202,6 +249,7 @@ def test_a_case_of_letters_or_a_query_changes_nothing(http: httpx.Client) -> Non
         (b'{"instances":[true]}', "JSON Value: true Type: True is not of expected type: float"),
         (b'{"instances":[null]}', "Type: Null is not of expected type: float"),
         (b'{"instances":[[1,2],[3,4],[[5,6]]]}', "Expecting shape [2] but got: [1,2]"),
+        (b'{"instances":[[1,2],[3,4],[5,6,7]]}', "Error: INVALID_ARGUMENT: Expecting tensor size: 2 but got: 3"),
         (b'{"instances":[1,[1]]}', "Expecting shape [] but got: [1]"),
         (b'{"instances":[1,{"x":1}]}', "Expecting value/list but got object at item 1 of input list"),
         (b'{"instances":[{"x":[1]},[1]]}', "Expecting object but got list at item 1 of input list"),

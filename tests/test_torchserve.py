@@ -1,6 +1,9 @@
 """TorchServe's inference API on real models, as its clients call it."""
 
+import base64
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -118,10 +121,103 @@ def test_errors_are_torchserves(
 
 
 def test_other_methods_and_calls_are_refused(http: httpx.Client) -> None:
-    for method in ("GET", "PUT", "DELETE"):
+    for method in ("GET", "DELETE"):
         refused(http.request(method, "/predictions/mlp"), 405, "MethodNotAllowedException")
     refused(http.post("/predictions"), 404, "ResourceNotFoundException")
     assert "no handlers" in refused(http.post("/explanations/mlp", json=ROW), 501, "NotSupportedException")
+
+
+def test_put_is_an_inference_as_post_is_for_curl_sends_files_so(http: httpx.Client, expected: list[float]) -> None:
+    for content in (json.dumps(ROW).encode(), np.array(ROW, np.float32).tobytes()):
+        assert np.allclose(http.put("/predictions/mlp", content=content).json(), expected)
+        assert np.allclose(http.put("/predictions/mlp/3.0", content=content).json(), expected)
+    refused(http.put("/predictions/nobody", content=b"[1]"), 404, "ModelNotFoundException")
+    assert http.put("/v2/models/mlp/infer", content=b"{}").status_code == 405
+    assert http.put("/v1/models/mlp:predict", content=b"{}").status_code == 400
+
+
+def test_curl_t_sends_a_file(gateway: Any, helpers: Any, expected: list[float], tmp_path: Path) -> None:
+    file = tmp_path / "row.json"
+    file.write_text(json.dumps(ROW))
+    command = [helpers.installed("curl"), "-s", f"{gateway.url}/predictions/mlp", "-T", str(file)]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    assert np.allclose(json.loads(done.stdout), expected)
+
+
+def test_a_number_is_given_together_with_a_row(http: httpx.Client) -> None:
+    row, batch = [1.0, 5.0, 3.0], [[1.0, 5.0, 3.0], [9.0, 7.0, 8.0]]
+    one = {"output_0": [5.0, 3.0], "output_1": [1, 2]}
+    assert http.post("/predictions/best", json={"x": row, "k": 2}).json() == one
+    assert http.post("/predictions/best", json={"data": {"x": row, "k": 2}}).json() == one
+    assert http.post("/predictions/best", data={"x": json.dumps(row), "k": "2"}).json() == one
+    doubled = {"output_0": [10.0], "output_1": [1]}
+    assert http.post("/predictions/best", json={"x": row, "k": 1, "scale": 2}).json() == doubled
+    two = {"output_0": [[5.0], [9.0]], "output_1": [[1], [0]]}
+    assert http.post("/predictions/best", json={"x": batch, "k": 1}).json() == two
+    rows = {"instances": [{"x": each, "k": 1} for each in batch]}
+    found = [{"output_0": [5.0], "output_1": [1]}, {"output_0": [9.0], "output_1": [0]}]
+    assert http.post("/predictions/best", json=rows).json() == {"predictions": found}
+    assert http.post("/v1/models/best:predict", json=rows).json() == {"predictions": found}
+    rows["instances"][1]["k"] = 2
+    assert "one value for all rows" in refused(http.post("/predictions/best", json=rows), 400, "BadRequestException")
+
+
+WHEN, OF_THE_DAY = 1764543210, 1764543210 % 86400
+"""A float of 32 bits makes another time of it."""
+
+
+def test_integers_for_a_guessed_datatype_stay_integers(http: httpx.Client) -> None:
+    def predicted(value: Any) -> Any:
+        return http.post("/predictions/seconds_of_the_day", json=value).json()
+
+    for value, right in (
+        (WHEN, OF_THE_DAY),
+        ([WHEN, 3], [OF_THE_DAY, 3]),
+        ([[WHEN], [-1]], [[OF_THE_DAY], [86399]]),
+        ({"ts": [WHEN]}, [OF_THE_DAY]),
+        ([0.5, 86402], [0.5, 2.0]),
+    ):
+        assert predicted(value) == right
+    many = [WHEN + number for number in range(6000)]  # of more than 32 kB
+    assert predicted(many) == [each % 86400 for each in many]
+    assert predicted({"instances": many}) == {"predictions": [each % 86400 for each in many]}
+    for value in ([WHEN, 0.5], [*many, 0.5], 10**30, {"instances": [[WHEN], [0.5]]}):
+        refused(http.post("/predictions/seconds_of_the_day", json=value), 400, "BadRequestException")
+
+
+def test_an_integer_that_a_declared_float_does_not_hold_is_refused(http: httpx.Client) -> None:
+    row = [2**24 + 1, *ROW[1:]]
+    said = refused(http.post("/predictions/mlp", json=row), 400, "BadRequestException")
+    assert said == ("Cannot convert JSON value: 16777217 to float without loss of precision; input 'x' takes FP32")
+    assert http.post("/predictions/mlp", json=[2**24 + 2, *ROW[1:]]).status_code == 200
+    assert http.post("/predictions/mlp", json=[float(2**24 + 1), *ROW[1:]]).status_code == 200  # a float is rounded
+
+
+@pytest.mark.parametrize("model", ["images_torch", "images_tensorflow"])
+def test_a_picture_comes_as_curl_sends_it_or_as_base64_in_json(
+    http: httpx.Client, images: dict[str, dict[str, bytes]], model: str
+) -> None:
+    for name in ("plain.jpg", "plain.png"):
+        file = images["good"][name]
+        text = base64.b64encode(file).decode()
+        wanted = http.post(f"/predictions/{model}", content=file, headers={"Content-Type": "image/jpeg"}).json()
+        for kind in ("application/x-www-form-urlencoded", "application/octet-stream", ""):
+            headers = {"Content-Type": kind} if kind else {}
+            assert http.post(f"/predictions/{model}", content=file, headers=headers).json() == wanted, kind
+        assert http.put(f"/predictions/{model}", content=file).json() == wanted
+        for value in (
+            {"data": text}, {"body": text}, {"b64": text}, {"data": {"b64": text}}, text,
+            {"data": f"data:image/png;base64,{text}"},
+        ):  # fmt: skip
+            assert http.post(f"/predictions/{model}", json=value).json() == wanted, list(value)
+            bare = http.put(f"/predictions/{model}", content=json.dumps(value))
+            assert bare.json() == wanted, list(value)
+        for row in ({"data": text, "target": 0}, {"b64": text}, text):
+            for path in (f"/predictions/{model}", f"/v1/models/{model}:predict"):
+                answer = http.post(path, json={"instances": [row, row]})
+                assert answer.status_code == 200, answer.text
+                assert len(answer.json()["predictions"]) == 2
+    refused(http.post(f"/predictions/{model}", json={"data": "*"}), 400, "BadRequestException")
 
 
 def test_a_models_call_is_described(http: httpx.Client) -> None:

@@ -70,6 +70,14 @@ def test_a_form_has_the_value_in_its_field_data_or_a_field_for_each_input() -> N
     assert arrays(given_as(head + raw + b"\r\n--z--", "multipart/form-data; boundary=z")) == {"x": [[1, 2, 3]]}
 
 
+def test_a_body_with_control_characters_is_no_form_whatever_curl_calls_it() -> None:
+    for body in (b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a=\0\0\1", b"BM=\0\0"):
+        assert arrays(given_as(body, URLENCODED, TEXT)) == {"text": [body]}
+    raw = np.array([1, 2, 3], np.float32).tobytes()
+    assert arrays(given_as(raw, URLENCODED)) == {"x": [[1, 2, 3]]}
+    assert arrays(given_as("data=Où".encode(), URLENCODED, TEXT)) == {"text": ["Où".encode()]}
+
+
 def test_bytes_are_one_string_or_exactly_one_tensor() -> None:
     assert arrays(given_as(b"\xff[1]", "image/jpeg", TEXT)) == {"text": [b"\xff[1]"]}
     assert arrays(given_as(b'{"a": 1}', "", TEXT)) == {"text": [b'{"a": 1}']}

@@ -37,6 +37,8 @@ FORWARD = Signature("forward", (X,), (Y,))
 
 def test_a_signature_is_one_short_line() -> None:
     assert brief(ready(FORWARD)) == "x FP32[-1,4] → y? BYTES[?]"
+    guess = Signature("forward", (TensorSpec("x", "FP32", (1, 4), strict=False, guessed=True),), ())
+    assert brief(ready(guess)) == "x FP32[1,4] (a guess) → nothing"
     assert brief(ready(FORWARD, Signature("other", (), ()))) == "x FP32[-1,4] → y? BYTES[?] (and 1 more)"
     many = Signature("forward", tuple(TensorSpec(f"x{n}", "FP32", ()) for n in range(9)), ())
     assert brief(ready(many)) == "x0 FP32[], x1 FP32[], x2 FP32[], x3 FP32[], … 5 more → nothing"
@@ -109,7 +111,16 @@ def test_the_report_is_json() -> None:
     assert found["oddities"] == ["odd"]
     good, bad = found["versions"]
     assert good["signatures"]["forward"]["inputs"] == [
-        {"name": "x", "datatype": "FP32", "shape": [-1, 4], "optional": False, "strict": True}
+        {
+            "name": "x",
+            "datatype": "FP32",
+            "shape": [-1, 4],
+            "optional": False,
+            "strict": True,
+            "guessed": False,
+            "integers": False,
+            "plain": False,
+        }
     ]
     assert good["batching"] == {"max_batch_size": 32, "reason": "on: proved"}
     assert (good["memory_bytes"], good["load_seconds"], good["problem"]) == ({"cpu": 4}, 0.25, None)

@@ -12,6 +12,8 @@ from gateway.tensors import Array, TensorSpec
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 SUFFIXES = tuple(_FORMATS)
+Size = tuple[int, int]
+"""Height and width."""
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -45,31 +47,30 @@ def layout_of(spec: TensorSpec, platform: str) -> Layout:
     raise RequestError(f"input '{spec.name}' takes no image, its shape is {shown}; give it as .npy or .json")
 
 
-def array_of(path: Path, spec: TensorSpec, scale: float, platform: str) -> Array:
-    """The image, resized to the input's height and width.
+def array_of(path: Path, spec: TensorSpec, scale: float, platform: str, size: Size | None = None) -> Array:
+    """The image, resized to `size` or else to the input's height and width, but not to those of a guess.
 
     Floats are 0 for black to `scale` for white, whole numbers 0 to 255. RequestError says what is wrong.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: PLC0415 - for images only
+
+    from gateway.pixels import in_8_bits  # noqa: PLC0415 - as above
 
     layout = layout_of(spec, platform)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=tuple(set(_FORMATS.values()))) as opened:
-                image = ImageOps.exif_transpose(opened).convert(_MODES[layout.channels])
+                image = in_8_bits(ImageOps.exif_transpose(opened)).convert(_MODES[layout.channels])
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise RequestError(f"{path} has too many pixels") from None
     except (UnidentifiedImageError, SyntaxError, ValueError, EOFError):
         raise RequestError(f"{path} is no image that can be read ({' '.join(SUFFIXES)})") from None
-    size = (
-        image.width if layout.width < 0 else layout.width,
-        image.height if layout.height < 0 else layout.height,
-    )
-    if 0 in size or size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or 0):
-        raise RequestError(f"input '{spec.name}' takes no image, it would have {size[0]} x {size[1]} pixels")
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
+    height, width = size or _wanted(image.height, image.width, spec, layout)
+    if 0 in (width, height) or width * height > (Image.MAX_IMAGE_PIXELS or 0):
+        raise RequestError(f"input '{spec.name}' takes no image, it would have {width} x {height} pixels")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     if spec.datatype in ("FP16", "BF16", "FP32", "FP64"):
         pixels = pixels.astype(np.float32) * np.float32(scale / 255)
@@ -77,5 +78,18 @@ def array_of(path: Path, spec: TensorSpec, scale: float, platform: str) -> Array
         return pixels.reshape(-1)
     if layout.axes == "HW":
         return pixels
-    pixels = pixels.reshape(size[1], size[0], layout.channels)
+    pixels = pixels.reshape(height, width, layout.channels)
     return np.moveaxis(pixels, -1, 0) if layout.axes == "CHW" else pixels
+
+
+def _wanted(height: int, width: int, spec: TensorSpec, layout: Layout) -> Size:
+    """The size to send an image of this size in; RequestError if it would have to be one that is only a guess."""
+    wanted = (height if layout.height < 0 else layout.height, width if layout.width < 0 else layout.width)
+    if not spec.guessed or wanted == (height, width):
+        return wanted
+    if layout.axes == "P":
+        raise RequestError(
+            f"the shape of input '{spec.name}', {list(spec.shape or ())}, is only a guess, and images are not resized "
+            f"for one; --resize {wanted[0]}x{wanted[1]} does it, or declare the input in model.yaml"
+        )
+    return height, width

@@ -27,7 +27,7 @@ from gateway.errors import CallFailed, RequestError
 if TYPE_CHECKING:
     from gateway.commands.model import Model
     from gateway.commands.wire import Answer
-    from gateway.tensors import Array
+    from gateway.tensors import Array, TensorSpec
 
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", metavar="[NAME=]VALUE", help="An input, see above; repeatable.")
@@ -38,6 +38,11 @@ Batch = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random data.")]
 Scale = Annotated[float, typer.Option("--scale", help="What white is in images for inputs of floats; black is 0.")]
+Resize = Annotated[
+    str | None,
+    typer.Option("--resize", metavar="HxW", help="Pixels of images.  [default: the input's; their own for a guess]"),
+]
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _SHOWN_NUMBERS, _SHOWN_STRINGS, _SHOWN_LETTERS = 60, 20, 200
 _BEST, _CLASSES, _ROWS = 3, range(3, 100_001), 8
 
@@ -49,6 +54,7 @@ def infer(
     batch: Batch = None,
     seed: Seed = 0,
     scale: Scale = 1.0,
+    resize: Resize = None,
     outputs: Annotated[
         list[str] | None, typer.Option("--output", help="Only this output; repeatable.  [default: all]")
     ] = None,
@@ -70,7 +76,8 @@ def infer(
     """Ask a model.
 
     An input is a number or JSON (`x=3.5`, `x='[[1, 2]]'`), text where the model takes text, or `@FILE`: a .npy file, a
-    .json file, or an image, which is resized and laid out as the signature has it; floats are 0 for black and 1 for
+    .json file, or an image, which is resized and laid out as the signature has it, and keeps its own size where that is
+    only a guess (`gateway show` says so; `--resize 224x224` sets one); floats are 0 for black and 1 for
     white (255 with `--scale 255`). Where the model takes text or bytes, `@FILE` is the file itself; text that begins
     with @ is written @@, and several texts as JSON. A model's only input needs no name. Missing leading dimensions are
     added.
@@ -87,7 +94,9 @@ def infer(
 
     with Client(url, key, ca_cert, insecure=insecure, timeout=timeout) as client:
         found = describe(client, model, version)
-        arrays = chosen(found, inputs or [], signature, random=random, batch=batch, seed=seed, scale=scale)
+        arrays = chosen(
+            found, inputs or [], signature, random=random, batch=batch, seed=seed, scale=scale, resize=resize
+        )
         began = time.perf_counter()
         answer = ask(client, found, version, arrays, outputs or [], signature)
         seconds = time.perf_counter() - began
@@ -108,6 +117,7 @@ def chosen(
     batch: int | None,
     seed: int,
     scale: float,
+    resize: str | None = None,
 ) -> dict[str, tuple[str, "Array"]]:
     """(datatype, array) of each input that was given or made up; RequestError says what is wrong."""
     from gateway.commands.inputs import random_inputs, read_inputs  # noqa: PLC0415 - as above
@@ -122,8 +132,24 @@ def chosen(
             raise RequestError(f"--batch {batch}: no input of model '{model.name}' has an open leading dimension")
         arrays = random_inputs(specs, batch or 1, seed)
     else:
-        arrays = read_inputs(inputs, specs, scale=scale, platform=model.platform)
-    return {spec.name: (spec.datatype, arrays[spec.name]) for spec in specs if spec.name in arrays}
+        arrays = read_inputs(inputs, specs, scale=scale, platform=model.platform, size=_size(resize))
+    return {spec.name: (_datatype(spec, arrays[spec.name]), arrays[spec.name]) for spec in specs if spec.name in arrays}
+
+
+def _datatype(spec: "TensorSpec", array: "Array") -> str:
+    """An input's own, unless it was a guess and the array has another."""
+    from gateway.tensors import DATATYPES  # noqa: PLC0415 - as above
+
+    return DATATYPES.get(array.dtype, spec.datatype) if spec.guessed else spec.datatype
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise RequestError(f"--resize {text[:40]} is no size; write HEIGHTxWIDTH, as in 224x224")
+    return int(found[1]), int(found[2])
 
 
 def ask(

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,14 +19,32 @@ _WORDS = ("hello", "bonjour", "guten Tag", "buenos días", "good morning", "où 
 _FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 
 
-def read_inputs(given: Sequence[str], specs: Sequence[TensorSpec], *, scale: float, platform: str) -> dict[str, Array]:
-    """Arrays of the inputs' own datatypes, by name, from what --input says; RequestError says what is wrong with it."""
+class Pictures(NamedTuple):
+    """What is known of how images are sent."""
+
+    scale: float
+    platform: str
+    size: images.Size | None
+
+
+def read_inputs(
+    given: Sequence[str],
+    specs: Sequence[TensorSpec],
+    *,
+    scale: float,
+    platform: str,
+    size: images.Size | None = None,
+) -> dict[str, Array]:
+    """Arrays of the inputs' own datatypes, by name, from what --input says; RequestError says what is wrong with it.
+
+    Whole numbers that a guessed datatype does not hold stay INT64. Images get `size`, if one is given.
+    """
     found: dict[str, Array] = {}
     for text in given:
         spec, value = _named(text, specs)
         if spec.name in found:
             raise RequestError(f"input '{spec.name}' is given twice")
-        found[spec.name] = _shaped(cast(_read(spec, value, scale, platform), spec.name, spec.datatype), spec)
+        found[spec.name] = _shaped(_fitted(_read(spec, value, Pictures(scale, platform, size)), spec), spec)
     missing = [spec.name for spec in specs if not spec.optional and spec.name not in found]
     if missing:
         takes = ", ".join(f"{spec.name} ({described(spec)})" for spec in specs)
@@ -40,8 +59,9 @@ def random_inputs(specs: Sequence[TensorSpec], rows: int, seed: int) -> dict[str
 
 
 def described(spec: TensorSpec) -> str:
-    """FP32 [-1, 64], say."""
-    return f"{spec.datatype} {'of any shape' if spec.shape is None else list(spec.shape)}"
+    """FP32 [-1, 64], say; a guess is called one."""
+    shape = "of any shape" if spec.shape is None else str(list(spec.shape))
+    return f"{spec.datatype} {shape}{' (a guess)' if spec.guessed else ''}"
 
 
 def _named(text: str, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, str]:
@@ -60,11 +80,11 @@ def _named(text: str, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, str]:
     )
 
 
-def _read(spec: TensorSpec, value: str, scale: float, platform: str) -> Array:
+def _read(spec: TensorSpec, value: str, pictures: Pictures) -> Array:
     if value.startswith("@@"):
         value = value[1:]  # text that begins with an @
     elif value.startswith("@"):
-        return _read_file(spec, Path(value[1:]), scale, platform)
+        return _read_file(spec, Path(value[1:]), pictures)
     if spec.datatype == "BYTES":
         with contextlib.suppress(json.JSONDecodeError, RequestError):  # text that begins with a bracket
             if value.startswith("["):
@@ -92,7 +112,7 @@ def _from_json(spec: TensorSpec, text: str | bytes) -> Array:
         raise RequestError(f"the lists for input '{spec.name}' have different lengths") from None
 
 
-def _read_file(spec: TensorSpec, path: Path, scale: float, platform: str) -> Array:
+def _read_file(spec: TensorSpec, path: Path, pictures: Pictures) -> Array:
     try:
         if spec.datatype == "BYTES":
             return np.array([path.read_bytes()], object).reshape(())
@@ -101,7 +121,7 @@ def _read_file(spec: TensorSpec, path: Path, scale: float, platform: str) -> Arr
         if path.suffix == ".json":
             return _from_json(spec, path.read_bytes())
         if path.suffix.lower() in images.SUFFIXES:
-            return images.array_of(path, spec, scale, platform)
+            return images.array_of(path, spec, *pictures)
     except json.JSONDecodeError as error:
         raise RequestError(f"{path} is no JSON: {error}") from None
     except OSError as error:
@@ -121,6 +141,16 @@ def _from_npy(path: Path) -> Array:
         raise RequestError(
             f"{path} is no .npy file of numbers; numpy.save makes one (arrays of objects are refused)"
         ) from None
+
+
+def _fitted(array: Array, spec: TensorSpec) -> Array:
+    """The same values in the input's datatype; whole numbers for one that was only guessed as they are, if need be."""
+    try:
+        return cast(array, spec.name, spec.datatype)
+    except RequestError:
+        if spec.guessed and array.dtype == np.int64:
+            return array
+        raise
 
 
 def cast(array: Array, name: str, datatype: str) -> Array:

@@ -51,5 +51,7 @@ def _specs(described: Any) -> tuple[TensorSpec, ...]:
         shape = None if each.get("any_rank") else tuple(map(int, each["shape"]))
         if each["datatype"] not in DTYPES:
             raise ValueError(each["datatype"])
-        specs.append(TensorSpec(str(each["name"]), each["datatype"], shape, bool(each.get("optional"))))
+        guessed = bool(each.get("guessed"))
+        optional = bool(each.get("optional"))
+        specs.append(TensorSpec(str(each["name"]), each["datatype"], shape, optional, not guessed, guessed))
     return tuple(specs)

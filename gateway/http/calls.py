@@ -27,7 +27,7 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], Dialect], ...] = (
     (tfserving.REGRESS_PATH, tfserving.REGRESS),
     (torchserve.PATH, torchserve.PREDICTIONS),
 )
-"""POST to one of these is an inference.
+"""POST to one of these is an inference, and PUT where its dialect takes that.
 
 Group 1 is the model; group 2, where there is one, the version or label; group 3, where there is one, a label.
 """

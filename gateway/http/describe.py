@@ -21,6 +21,8 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     }
     if spec.optional:
         shown["optional"] = True
+    if spec.guessed:
+        shown["guessed"] = True
     return shown
 
 

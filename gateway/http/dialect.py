@@ -46,6 +46,8 @@ class Dialect:
 
     protocol: ClassVar[str] = ""
     """Its name in the metrics."""
+    takes_put: ClassVar[bool] = False
+    """Whether PUT is an inference as well as POST."""
     zero_is_latest: ClassVar[bool] = False
     """Whether version 0, where there is none, stands for the latest, as clients of TensorFlow Serving write it."""
 

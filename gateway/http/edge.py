@@ -32,6 +32,7 @@ class Client(Protocol):
     url: bytes
     client: Any
     scheme: Literal["http", "https"] | None
+    parser: Any
 
 
 class Edge:
@@ -90,7 +91,8 @@ class Edge:
     ) -> tuple[Visit, bytes]:
         """Begin to write down an inference, refused or not; also the id to answer with."""
         path = client.url.partition(b"?")[0].decode("latin-1")
-        visit = Visit(self.record, "POST", path, client.client, client.scheme, started)
+        method = client.parser.get_method().decode("latin-1")
+        visit = Visit(self.record, method, path, client.client, client.scheme, started)
         visit.model, visit.protocol = call.wish[0], call.dialect.protocol
         if self.access.required and client.shown is not None and not isinstance(refusal, Unauthenticated):
             visit.key = client.shown[4].id

@@ -16,6 +16,7 @@ from gateway.errors import RequestError
 from gateway.http import large_json
 from gateway.http.dialect import Body, Dialect, InferenceRequest
 from gateway.http.form import checked_form
+from gateway.http.json_datatypes import check_exact, datatype_of
 from gateway.http.json_depth import MAX_DEPTH, count_up_to, too_deep
 from gateway.http.oip_json import LARGE_JSON
 from gateway.http.tensor_json import ELEMENT_WISE, Data, has_list_element, json_from_raw, lists_of, raw_from_json
@@ -60,7 +61,7 @@ class Generate(Dialect):
         given = {name: tensor_of(specs[name], value) for name, value in members.items() if name in specs}
         _check_parameters(members, specs)
         _check_lists(body.data, given, specs)
-        inputs = tuple([(name, specs[name].datatype, shape) for name, (shape, _) in given.items()])
+        inputs = tuple([(name, _datatype(specs[name], data), shape) for name, (shape, data) in given.items()])
         form = checked_form(target, signature_name, inputs, ())
         payload: list[Buffer] = []
         tensors: list[tuple[int, bool]] = []
@@ -224,6 +225,14 @@ def tensor_of(spec: TensorSpec, value: Any) -> tuple[tuple[int, ...], Data]:
     return filled(spec, 1), msgspec.Raw(b"[%b]" % bytes(value))
 
 
+def _datatype(spec: TensorSpec, data: Data) -> str:
+    """The datatype to send an input as; RequestError if its floats do not hold an integer that a guess made floats."""
+    datatype = datatype_of(spec, data)
+    if spec.guessed:
+        check_exact(spec, datatype, data)
+    return datatype
+
+
 def _check_lists(
     text: Buffer, given: Mapping[str, tuple[tuple[int, ...], Data]], specs: Mapping[str, TensorSpec]
 ) -> None:
@@ -263,6 +272,8 @@ def filled(spec: TensorSpec, count: int) -> tuple[int, ...]:
     for axis in reversed(range(len(shape))):
         if shape[axis] == -1:
             shape[axis], left = left, 1
+    if (over or left != 1) and spec.guessed:
+        return (count,)
     if over or left != 1:
         raise RequestError(f"{count} elements do not fill input '{spec.name}' of shape {list(spec.shape)}")
     return tuple(shape)

@@ -18,6 +18,7 @@ from gateway import __version__
 from gateway.errors import Conflict, GatewayError, ModelNotFound, PayloadTooLarge, RequestError, VersionNotFound
 from gateway.http import torchserve_errors
 from gateway.http.management_calls import (
+    check_runtime,
     checked,
     description,
     flag,
@@ -97,9 +98,11 @@ def _number(state: WorkerState, model: str, version: str | None) -> int:
 async def register(request: Request, state: State) -> Response:
     """Serve a model that lies in the model store; `url` is its name, or name/version."""
     parameters = await _parameters(request)
+    if parameters.get("url"):
+        check_runtime(parameters)
     model, number = in_store(parameters.get("url"), parameters.get("model_name"))
     workers = checked(whole_number(parameters, "initial_workers", 0), "initial_workers")
-    waits = flag(parameters, "synchronous")
+    waits = flag(parameters, "synchronous", default=True)
     first = workers if waits else 0
     version = int(await state.supervisor.ask("register", model, number, (first, first)))
     if workers and not waits:
@@ -172,8 +175,7 @@ def _in_background(app: FastAPI, work: Coroutine[Any, Any, bytes], model: str) -
 async def set_default(state: State, model: str, version: str) -> Response:
     """Have requests that name no version answered by this one."""
     await state.supervisor.ask("default", model, _number(state, model, version))
-    # The words, as they are, of TorchServe, which clients compare.
-    return json_of({"status": f'Default vesion succsesfully updated for model "{model}" to "{version}"'})
+    return json_of({"status": f'Default version successfully updated for model "{model}" to "{version}"'})
 
 
 @router.delete("/models/{model}", summary="Unregister a model's only version")

@@ -21,7 +21,10 @@ MOST_WORKERS = 128
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
 _ARCHIVE = re.compile(r".*\.(?:mar|war|zip|tar|tgz|tar\.gz)", re.IGNORECASE | re.DOTALL)
 _VERSION = re.compile(r"(\d{1,18})(?:\.0)?")
-_NUMBER = re.compile(r"-?\d{1,9}")
+_NUMBER = re.compile(r"[+-]?\d{1,10}", re.ASCII)
+_INT32 = range(-(1 << 31), 1 << 31)
+RUNTIMES = ("python", "python3", "LSP")
+"""What TorchServe runs handlers with; here they say nothing, but a wrong one is refused there, too."""
 
 
 class NotInStore(ModelNotFound):
@@ -58,18 +61,30 @@ def in_store(url: object, model_name: object) -> tuple[str, int]:
 
 
 def whole_number(parameters: Mapping[str, Any], key: str, default: int) -> int:
-    """A parameter that is a whole number; RequestError."""
+    """A parameter that is a whole number; text that is none means the default, as TorchServe reads it.
+
+    RequestError for a value of JSON that is of another type.
+    """
     value = parameters.get(key)
+    if isinstance(value, str):
+        return int(value) if _NUMBER.fullmatch(value) and int(value) in _INT32 else default
     if value is None:
         return default
-    if isinstance(value, bool) or not _NUMBER.fullmatch(str(value)[:20]):
+    if isinstance(value, bool) or not isinstance(value, int) or value not in _INT32:
         raise RequestError(f"Parameter {key} must be a whole number.")
-    return int(value)
+    return value
 
 
-def flag(parameters: Mapping[str, Any], key: str) -> bool:
+def check_runtime(parameters: Mapping[str, Any]) -> None:
+    """RequestError unless `runtime` is one that TorchServe has, or is not given."""
+    runtime = parameters.get("runtime")
+    if runtime is not None and runtime not in RUNTIMES:
+        raise RequestError(f"Invalid RuntimeType value: {str(runtime)[:SHOWN]}")
+
+
+def flag(parameters: Mapping[str, Any], key: str, *, default: bool = False) -> bool:
     """A parameter that is true, or anything else, as TorchServe has it."""
-    return str(parameters.get(key, "")).lower() == "true"
+    return str(parameters.get(key, default)).lower() == "true"
 
 
 def workers_of(parameters: Mapping[str, Any]) -> tuple[int, int]:

@@ -147,7 +147,16 @@ def _tensors(target: Target) -> str:
     for title, specs in (("input", signature.inputs), ("output", signature.outputs)):
         lines += [f"\n| {title} | datatype | shape |", "|---|---|---|"]
         for spec in specs:
-            note = " (optional)" if spec.optional else "" if spec.strict else " (not enforced)"
+            words = [
+                word
+                for word, holds in (
+                    ("optional", spec.optional),
+                    ("a guess", spec.guessed),
+                    ("not enforced", not spec.strict and not spec.guessed),
+                )
+                if holds
+            ]
+            note = f" ({', '.join(words)})" if words else ""
             lines.append(f"| `{spec.name}`{note} | {spec.datatype} | {size_of(spec.shape)} |")
     return "\n".join(lines)
 

@@ -207,11 +207,12 @@ def _binary_data(
 def _decode_raw(body: Body, target: Target) -> OipRequest:
     """A body that is one tensor and nothing else; its shape follows from its size."""
     signature = target.signature(None)
-    if len(signature.inputs) != 1 or signature.open_inputs:
+    needed = [spec for spec in signature.inputs if not spec.optional] or list(signature.inputs)
+    if len(needed) != 1 or signature.open_inputs:
         raise RequestError(f"a raw request needs a model with one input, '{target.model}' has {len(signature.inputs)}")
-    spec = signature.inputs[0]
+    spec = needed[0]
     if spec.datatype == "BYTES":
-        raw: Buffer = pack_bytes([bytes(body.data)])
+        raw: Buffer = pack_bytes([bytes(body.data)])  # the body is one element, without the length before it
         shape = raw_shape(spec, 1)
     else:
         raw = body.data
@@ -235,6 +236,8 @@ def raw_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
     if spec.shape is None:
         return (count,)
     shape = list(spec.shape)
+    if spec.datatype == "BYTES":
+        shape = [1 if size == -1 else size for size in shape]  # for the one element that a raw request has
     if shape.count(-1) > 1 and shape[0] == -1:
         shape[0] = 1
     if shape.count(-1) > 1:

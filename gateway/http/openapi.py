@@ -74,7 +74,10 @@ _STRINGS = _array(_STRING)
 _ANY_SIZE = _array({"type": "integer", "minimum": -1})
 _OUTPUT = _object({key: _TENSOR[key] for key in ("name", "shape", "datatype")}, _TENSOR)
 _RESPONSE = _object({"model_name": _STRING, "model_version": _STRING, "outputs": _array(_OUTPUT)}, {"id": _STRING})
-_SPEC = _object({"name": _STRING, "datatype": _TENSOR["datatype"], "shape": _ANY_SIZE}, {"optional": _BOOLEAN})
+_SPEC = _object(
+    {"name": _STRING, "datatype": _TENSOR["datatype"], "shape": _ANY_SIZE},
+    {"optional": _BOOLEAN, "guessed": _BOOLEAN},
+)
 _SPECS = _array(_SPEC)
 SERVER_METADATA = _object({"name": _STRING, "version": _STRING, "extensions": _STRINGS})
 LIVE = _object({"live": _BOOLEAN})

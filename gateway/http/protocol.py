@@ -105,8 +105,8 @@ class InferenceProtocol(HttpToolsProtocol):
         except (httptools.HttpParserError, HeadRefused) as error:
             self._refuse(error)
             return
-        if self._direct is not None and not self.transport.is_closing():
-            inference, self._direct = self._direct, None
+        inference, self._direct = self._direct, None
+        if inference is not None and not self.transport.is_closing():
             inference.read_directly()
 
     def _without_offer(self, rest: bytes) -> bytes:
@@ -144,10 +144,10 @@ class InferenceProtocol(HttpToolsProtocol):
         if parser.should_upgrade():
             self._declined = head_without_offer(method, self.url, parser.get_http_version(), self.headers)
             return
-        if self.infers and method == b"POST":
+        if self.infers and method in {b"POST", b"PUT"}:
             path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
             call = self.state.calls.get(path) or self.state.calls.find(path)
-            if call is not None:
+            if call is not None and (method == b"POST" or call.dialect.takes_put):
                 self._begin(call, keep_alive=parser.should_keep_alive() and parser.get_http_version() != "1.0")
                 return
         url, expect, headers = self.url, self.expect_100_continue, self.headers

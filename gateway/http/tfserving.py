@@ -14,6 +14,7 @@ from gateway.errors import GatewayError, ModelNotFound, RequestError, VersionNot
 from gateway.http.dialect import Body, InferenceRequest
 from gateway.http.form import checked_form
 from gateway.http.json_dialect import JsonDialect
+from gateway.http.json_images import as_base64, image_rows, takes_images
 from gateway.http.responses import status_of
 from gateway.http.tfserving_examples import example, features
 from gateway.http.tfserving_inputs import Tensor, from_inputs, from_instances
@@ -26,12 +27,14 @@ from gateway.ipc.framing import ResultHeader
 from gateway.routing import NotServed, Target
 from gateway.tensors import Array, Buffer, Signature, TensorSpec, pack_bytes
 
-_PATH = rb"(?i:/v1/models/([^/:]+)(?:/versions/(\d{1,999})|/labels/([^/:]+))?:%s)"
+_PATH = rb"(?i:/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:%s)"
 PREDICT_PATH = re.compile(_PATH % b"predict")
 CLASSIFY_PATH = re.compile(_PATH % b"classify")
 REGRESS_PATH = re.compile(_PATH % b"regress")
 SERVING_DEFAULT = "serving_default"
 LARGEST_VERSION = 2**63 - 1
+LONGEST_VERSION = 1000
+"""Digits, which may be zeros before the number."""
 NUMERIC_LABEL = "label "
 """Before a label that is a number, which would be taken for a version."""
 MOST_EXAMPLE_BYTES = 32 << 20
@@ -87,10 +90,12 @@ class Predict(TensorFlowServing):
                     "JSON Value: Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
                 )
             raise RequestError("Missing 'inputs' or 'instances' key")
+        if takes_images(target) and signature is target.signature(None):
+            document = _with_images(document, signature.inputs[0].name)
         if by_row:
-            inputs = from_instances(document["instances"], signature)
+            inputs = from_instances(document["instances"], signature, rounded=is_savedmodel(target))
         else:
-            inputs = from_inputs(document["inputs"], signature)
+            inputs = from_inputs(document["inputs"], signature, rounded=is_savedmodel(target))
         request = PredictRequest(b"", [], by_row=by_row)
         _send(request, target, signature.name, inputs, channel, regions)
         return request
@@ -98,6 +103,13 @@ class Predict(TensorFlowServing):
     def _parts(self, request: InferenceRequest, outputs: dict[str, Array]) -> Iterator[bytes]:
         assert isinstance(request, PredictRequest)
         return _row_by_row(outputs) if request.by_row else _whole(outputs)
+
+
+def _with_images(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """The request with its images as bytes for the input of this name."""
+    if "instances" in document:
+        return {"instances": image_rows(document["instances"], name)}
+    return {"inputs": as_base64(document["inputs"])}
 
 
 def _signature(document: dict[str, Any], target: Target) -> Signature:
@@ -285,10 +297,26 @@ def answer_to(error: GatewayError, model: str, version: str | None) -> tuple[int
     status, message = status_of(error), error.message
     if isinstance(error, VersionNotFound) and version is not None and not version.isdigit():
         status, message = 400, f"Unrecognized servable version label: {version.removeprefix(NUMERIC_LABEL)}"
-    elif isinstance(error, VersionNotFound) and version is not None and int(version) > LARGEST_VERSION:
-        status, message = 400, f"Failed to convert version: {version[:40]} to numeric."
+    elif type(error) in {ModelNotFound, VersionNotFound} and _is_too_large(version):
+        status, message = 400, _no_number(version)
     elif type(error) in {ModelNotFound, VersionNotFound} or isinstance(error, NotServed):
         status = 404
         which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
         message = f"Servable not found for request: {which}"
     return status, orjson.dumps({"error": message})
+
+
+def check_version(version: str | None) -> None:
+    """RequestError if a version is no number of 64 bits, whatever models there are."""
+    if _is_too_large(version):
+        raise RequestError(_no_number(version))
+
+
+def _is_too_large(version: str | None) -> bool:
+    if version is None or not version.isdigit():
+        return False
+    return len(version) > LONGEST_VERSION or int(version) > LARGEST_VERSION
+
+
+def _no_number(version: str | None) -> str:
+    return f"Failed to convert version: {(version or '')[:40]} to numeric."

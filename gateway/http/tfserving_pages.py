@@ -10,16 +10,16 @@ from urllib.parse import unquote
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from gateway.errors import GatewayError, ModelNotFound, RequestError, VersionNotFound
+from gateway.errors import GatewayError, ModelNotFound, RequestError
 from gateway.http import openapi
 from gateway.http.state import WorkerState
-from gateway.http.tfserving import LARGEST_VERSION, NUMERIC_LABEL, answer_to, signatures_of
+from gateway.http.tfserving import NUMERIC_LABEL, answer_to, check_version, signatures_of
 from gateway.ipc.messages import VersionRoute
 from gateway.routing import Target
-from gateway.tensors import TensorSpec
+from gateway.tensors import Signature, TensorSpec
 
 _STATUS_PATH = re.compile(
-    r"/v1/models(?:/([^/:]+))?(?:/versions/(\d{1,999})|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE
+    r"/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?", re.IGNORECASE
 )
 STATES = {
     "NEW": "START",
@@ -67,17 +67,25 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 def metadata(target: Target) -> dict[str, Any]:
     """GetModelMetadataResponse; of a model that is no SavedModel what the gateway knows of it."""
-    signatures = {
-        name: {
-            "inputs": {spec.name: _tensor(spec) for spec in signature.inputs},
-            "outputs": {spec.name: _tensor(spec) for spec in signature.outputs},
-            "method_name": signature.method or "tensorflow/serving/predict",
-        }
-        for name, signature in signatures_of(target).items()
-    }
+    signatures = {name: _signature_def(signature) for name, signature in signatures_of(target).items()}
     return {
         "model_spec": {"name": target.model, "signature_name": "", "version": target.version},
         "metadata": {"signature_def": {"signature_def": signatures}},
+    }
+
+
+def _signature_def(signature: Signature) -> Any:
+    """The SignatureDef that the SavedModel has, with the graph's names of its tensors; else one with our names."""
+    try:
+        if signature.definition:
+            return orjson.loads(signature.definition)
+    except orjson.JSONDecodeError:  # which a model that took over its process may send
+        pass
+    return {
+        "inputs": {spec.name: _tensor(spec) for spec in signature.inputs},
+        "outputs": {spec.name: _tensor(spec) for spec in signature.outputs},
+        "method_name": signature.method or "tensorflow/serving/predict",
+        "defaults": {},
     }
 
 
@@ -107,6 +115,7 @@ async def call(request: Request, model: str = "") -> Response:  # noqa: ARG001 -
             raise RequestError(f"Malformed request: {request.method} {path[:200]}")
         if not name:
             raise RequestError("Missing model name in request.")
+        check_version(version)
         state: WorkerState = request.app.state.worker
         if version == "0" and 0 not in state.table.models.get(name, {0}):
             version = None
@@ -124,8 +133,6 @@ def _routes(state: WorkerState, name: str, version: str | None) -> list[VersionR
         raise NoVersions(f"Could not find any versions of model {name[:200]}")
     if version is None:
         return list(versions.values())
-    if version.isdigit() and int(version) > LARGEST_VERSION:
-        raise VersionNotFound("")
     if version.isdigit() and int(version) not in versions:
         raise NoVersions(f"Could not find version {version[:40]} of model {name[:200]}")
     return [state.table.find(name, version)]

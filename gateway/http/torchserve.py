@@ -13,6 +13,7 @@ from gateway.http import torchserve_errors
 from gateway.http.dialect import Body, InferenceRequest
 from gateway.http.form import checked_form
 from gateway.http.json_dialect import JsonDialect
+from gateway.http.json_images import takes_images
 from gateway.http.tfserving_outputs import array_of, pieces, text_of
 from gateway.http.torchserve_inputs import read
 from gateway.http.waiting import Wish
@@ -38,14 +39,15 @@ class PredictionRequest(InferenceRequest):
 
 
 class Predictions(JsonDialect):
-    """POST /predictions/{model}[/{version or label}]."""
+    """POST or PUT /predictions/{model}[/{version or label}]."""
 
     protocol = "torchserve"
+    takes_put = True  # curl -T, the first command of TorchServe's documentation
 
     def decode(self, body: Body, target: Target, channel: Channel, regions: list[int]) -> PredictionRequest:
         """See Dialect."""
         signature = target.signature(None)
-        found = read(body, signature)
+        found = read(body, signature, images=takes_images(target))
         forms = tuple([(tensor.name, tensor.datatype, tensor.shape) for tensor in found.tensors])
         form = checked_form(target, None, forms, ())
         request = PredictionRequest(b"", [], rows=form.rows, row=found.row, predictions=found.predictions)

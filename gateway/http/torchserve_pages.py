@@ -104,7 +104,14 @@ async def description(request: Request) -> Response:
     return json_of(request.app.openapi())
 
 
+@router.put("/predictions/{model}", tags=["TorchServe"], summary="Predict", openapi_extra=PREDICTIONS_OPERATION)
 @router.post("/predictions/{model}", tags=["TorchServe"], summary="Predict", openapi_extra=PREDICTIONS_OPERATION)
+@router.put(
+    "/predictions/{model}/{version}",
+    tags=["TorchServe"],
+    summary="Predict with one version",
+    openapi_extra=PREDICTIONS_OPERATION,
+)
 @router.post(
     "/predictions/{model}/{version}",
     tags=["TorchServe"],
@@ -137,7 +144,12 @@ async def other_methods(request: Request, model: str = "", version: str | None =
         {
             "openapi": "3.0.1",
             "info": {"title": f"RESTful API for: {model}", "version": "1.0.0"},
-            "paths": {path: {"post": {"operationId": "predictions", **PREDICTIONS_OPERATION}}},
+            "paths": {
+                path: {
+                    "post": {"operationId": "predictions", **PREDICTIONS_OPERATION},
+                    "put": {"operationId": "predictions_put", **PREDICTIONS_OPERATION},
+                }
+            },
         }
     )
 

@@ -16,6 +16,7 @@ from PIL import MpoImagePlugin as _  # noqa: F401 - of the JPEG files of many te
 from PIL import WebPImagePlugin as __  # noqa: F401 - the only one of FORMATS that preinit leaves out
 
 from gateway.errors import LoadFailed, RequestError
+from gateway.pixels import in_8_bits
 from gateway.store.processing import ImageConfig, Layout
 from gateway.tensors import DTYPES, Array, TensorSpec
 
@@ -143,7 +144,7 @@ def _pixels(data: object, config: ImageConfig, mode: str) -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow has opinions about some images, but not for whom it could tell
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                plain = image.convert(mode)
+                plain = in_8_bits(image).convert(mode)
     except MemoryError:
         raise
     except Image.DecompressionBombError:

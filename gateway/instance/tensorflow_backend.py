@@ -17,7 +17,14 @@ from tensorflow.python.saved_model import loader_impl
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.instance.handlers import with_image_input
 from gateway.instance.tensorflow_model import Call, Plan, TensorFlowModel, clean
-from gateway.instance.tensorflow_signatures import Describe, Described, default_signature, read_entries, with_declared
+from gateway.instance.tensorflow_signatures import (
+    Describe,
+    Described,
+    default_signature,
+    read_entries,
+    with_declared,
+    with_defaults,
+)
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import DATATYPES, Array
 
@@ -186,7 +193,10 @@ def _load_v2(artifact: Path, meta: Any, config: ModelConfig, device: str) -> Ten
 
 def _model(meta: Any, config: ModelConfig, describe: Describe, prepare: Callable[[Plan], Call]) -> TensorFlowModel:
     notes: list[str] = []
-    entries = read_entries(meta, describe, notes)
+    entries = {
+        name: with_defaults(entry, meta.signature_def[name].defaults, tf.make_ndarray)
+        for name, entry in read_entries(meta, describe, notes).items()
+    }
     default = default_signature(entries)
     config = with_image_input(config, entries[default].signature.inputs, TensorFlowModel.platform)
     entries[default] = with_declared(entries[default], config)

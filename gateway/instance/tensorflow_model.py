@@ -85,6 +85,8 @@ class Plan:
 
     def arrays(self, inputs: Mapping[str, Array]) -> list[Array]:
         """The inputs in the order of the feeds; RequestError names the one that is missing or wrong."""
+        if self.entry.defaults and len(inputs) < len(self._inputs):
+            inputs = {**self.entry.defaults, **inputs}
         for name, dtype, datatype in self._inputs:
             array = inputs.get(name)
             if array is None:
@@ -157,7 +159,8 @@ class TensorFlowModel:
         if plan.findings & SIDE_EFFECTS:
             return None
         deadline = None
-        for inputs in itertools.islice(_candidates(plan.entry.signature), _EXAMPLE_TRIES):
+        for made_up in itertools.islice(_candidates(plan.entry.signature), _EXAMPLE_TRIES):
+            inputs = {**made_up, **plan.entry.defaults}
             try:
                 self.execute(signature, inputs)
             except GatewayError:

@@ -1,15 +1,16 @@
 """Reads the graph of a SavedModel, without running it, for what each signature takes, returns and does besides."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+from google.protobuf import json_format
 
 from gateway.errors import LoadFailed
 from gateway.store.manifest import ModelConfig, TensorConfig
-from gateway.tensors import Signature, TensorSpec
+from gateway.tensors import DEFINITION_BYTES, DTYPES, Array, Signature, TensorSpec
 
 Described = tuple[str | None, tuple[int, ...] | None]
 """A tensor's datatype, None for one that the protocol lacks, and its shape, None where the rank is unknown."""
@@ -40,6 +41,7 @@ _KINDS = {
         r"|Stateful(Uniform|StandardNormal).*|Rng(Read|Skip).*|NonDeterministicInts|Timestamp"
     ),
 }
+_COMPOSITE = {"composite_tensor": "ragged", "coo_sparse": "sparse"}
 _ASSERTION = "AssertGuard"  # how TensorFlow names the branches of its assertions: they fail or change nothing
 
 
@@ -50,6 +52,18 @@ class Entry:
     signature: Signature
     feeds: tuple[str, ...]
     fetches: tuple[str, ...]
+    defaults: Mapping[str, Array] = field(default_factory=dict)
+    """By name what is fed for inputs that a request leaves out."""
+
+
+def _as_json(definition: Any, most: int) -> bytes:
+    """A SignatureDef as TensorFlow Serving shows it; empty if that takes too many bytes, as large defaults may."""
+    if definition.ByteSize() > most:
+        return b""
+    text = json_format.MessageToJson(
+        definition, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None
+    ).encode()
+    return text if len(text) <= most else b""
 
 
 def _tensor(info: Any) -> str | None:
@@ -72,6 +86,12 @@ def _read(name: str, definition: Any, describe: Describe, notes: list[str]) -> E
                 kind = "is sparse, ragged or not in the graph" if found is None else "has a type the protocol lacks"
                 notes.append(f"Signature '{name}' is left out because its input '{key}' {kind}.")
                 return None
+            elif tensor is None and (composite := _COMPOSITE.get(infos[key].WhichOneof("encoding"))):
+                notes.append(
+                    f"Signature '{name}' is left out because its output '{key}' is {composite}, which the protocol has "
+                    "no tensors for; return its parts or a dense tensor."
+                )
+                return None
             elif tensor is None or found:
                 notes.append(f"Output '{key}' of signature '{name}' is left out: the protocol has no such tensor.")
     if not ends["outputs"]:
@@ -84,11 +104,13 @@ def _read(name: str, definition: Any, describe: Describe, notes: list[str]) -> E
 
 def read_entries(meta: Any, describe: Describe, notes: list[str]) -> dict[str, Entry]:
     """Every callable signature of a MetaGraphDef by name; LoadFailed where there is none."""
-    found = {}
+    found, left = {}, DEFINITION_BYTES
     for name in sorted(meta.signature_def):
         entry = _read(name, meta.signature_def[name], describe, notes)
         if entry is not None:
-            found[name] = entry
+            definition = _as_json(meta.signature_def[name], left)
+            left -= len(definition)
+            found[name] = replace(entry, signature=msgspec.structs.replace(entry.signature, definition=definition))
     if not found:
         why = notes[0] if notes else "Export it again with tf.saved_model.save(model, path, signatures=...)."
         raise LoadFailed(f"the SavedModel has no signature that can be called. {why}")
@@ -107,7 +129,16 @@ def with_declared(entry: Entry, config: ModelConfig) -> Entry:
     signature = entry.signature
     inputs = _declared("input", signature.inputs, config.inputs)
     outputs = _declared("output", signature.outputs, config.outputs)
-    return Entry(msgspec.structs.replace(signature, inputs=inputs, outputs=outputs), entry.feeds, entry.fetches)
+    return replace(entry, signature=msgspec.structs.replace(signature, inputs=inputs, outputs=outputs))
+
+
+def with_defaults(entry: Entry, defaults: Mapping[str, Any], array_of: Callable[[Any], Array]) -> Entry:
+    """The entry with its SignatureDef's defaults, which are fed for the inputs that a request leaves out."""
+    datatypes = {spec.name: DTYPES[spec.datatype] for spec in entry.signature.inputs}
+    arrays = {name: array_of(tensor) for name, tensor in defaults.items() if name in datatypes}
+    found = {name: array for name, array in arrays.items() if array.dtype == datatypes[name]}
+    inputs = tuple(msgspec.structs.replace(spec, optional=spec.name in found) for spec in entry.signature.inputs)
+    return replace(entry, signature=msgspec.structs.replace(entry.signature, inputs=inputs), defaults=found)
 
 
 def _declared(side: str, specs: tuple[TensorSpec, ...], declared: Sequence[TensorConfig]) -> tuple[TensorSpec, ...]:
@@ -121,7 +152,7 @@ def _declared(side: str, specs: tuple[TensorSpec, ...], declared: Sequence[Tenso
             raise LoadFailed(
                 f"model.yaml says {side} '{spec.name}' is {tensor.datatype}; in the model it is {spec.datatype}"
             )
-        by_name[spec.name] = tensor.spec()
+        by_name[spec.name] = msgspec.structs.replace(tensor.spec(), optional=spec.optional)
     return tuple(by_name.values())
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory, RequestError
-from gateway.instance import torch_errors, torch_inputs, torch_signature, torch_types
+from gateway.instance import torch_errors, torch_inputs, torch_integers, torch_signature, torch_types
 from gateway.instance.backend import Tensors
 from gateway.instance.handlers import with_image_input
 from gateway.instance.torch_forms import Forms, PlainForm, freeze, optimise
 from gateway.instance.torch_graph import constant, examine
-from gateway.instance.torch_inputs import Example
+from gateway.instance.torch_inputs import Example, Guesses
 from gateway.instance.torch_recording import TorchTracer
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature, TensorSpec
@@ -94,8 +94,14 @@ class TorchScriptModel:
         self.plain = plain
         self._call = plain.call()
         self.forms: Forms | None = None
-        self._example = None if self.stateful else self._find_example(config, graph, typed)
+        self._traced = False
+        weighed = torch_inputs.weighed(graph, self._arguments)
+        guesses = torch_inputs.guesses(weighed, _dtype_of(graph))
+        self._example = None if self.stateful else self._find_example(config, guesses, typed)
         pair = self._two_rows()
+        undeclared = not (config.inputs or self._traced)
+        floats_only = torch_integers.floats_only(self._answer, self._example, weighed) if undeclared else frozenset()
+        self._known = torch_signature.Known(self._traced, floats_only)
         reason = f"not tried, {only_plain}; plain module used" if only_plain else self._optimise(frozen, pair)
         self.notes = [f"optimize_for_inference: {reason}"]
         self.signatures = {SIGNATURE: self._signature(config, graph, pair)}
@@ -214,13 +220,13 @@ class TorchScriptModel:
 
     # --- Loading
 
-    def _find_example(self, config: ModelConfig, graph: Any, typed: Any) -> Example | None:
+    def _find_example(self, config: ModelConfig, guesses: Guesses, typed: Any) -> Example | None:
         """A request that forward accepted: as declared, else as traced, else as the weights in the graph suggest."""
-        guesses = torch_inputs.guesses(graph, self._arguments, _dtype_of(graph))
         if config.inputs:
             return torch_inputs.search(torch_inputs.declared(config.inputs, guesses), self._try)
         traced = {} if typed is None else torch_inputs.traced(typed, self._arguments, guesses)
         if traced and (example := torch_inputs.search(traced, self._try)) is not None:
+            self._traced = True
             return example
         # A loop that runs until the values please it may never end on values that were made up.
         return None if self._facts.value_loop else torch_inputs.search(guesses, self._try)
@@ -275,7 +281,7 @@ class TorchScriptModel:
             return None
 
     def _signature(self, config: ModelConfig, graph: Any, pair: Example | None) -> Signature:
-        inputs = torch_signature.inputs(self._arguments, graph, config, self._example, pair)
+        inputs = torch_signature.inputs(self._arguments, graph, config, (self._example, pair), self._known)
         answers = (self._answer(self._example), self._answer(pair))
         promised, more = torch_types.output_names(self._returns)
         outputs = torch_signature.outputs(config, promised, *answers)

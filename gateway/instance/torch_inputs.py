@@ -55,6 +55,9 @@ class Guess:
         return np.asarray(generator.uniform(-1, 1, self.shape)).astype(dtype)
 
 
+Guesses = dict[str, list[Guess]]
+
+
 def redraw(example: Example, seed: int) -> Example:
     """The same request with other values where other values are safe: floating point tensors."""
     generator = np.random.default_rng(seed)
@@ -153,10 +156,18 @@ def traced(graph: Any, arguments: Sequence[Argument], hints: dict[str, list[Gues
 # --- Read from the graph --------------------------------------------------------------------------
 
 
-def guesses(graph: Any, arguments: Sequence[Argument], dtype: torch.dtype) -> dict[str, list[Guess]]:
+def guesses(weighed: Guesses, dtype: torch.dtype) -> Guesses:
+    """What each required input may want, most telling first, also where its values meet no weight that tells."""
+    groups = weighed.values()
+    hinted = next((group for group in groups if group and group[0].datatype != "BYTES" and group[0].shape), [])
+    default = TORCH_DATATYPES.get(dtype, "FP32")
+    return {name: group or _generic(hinted, default) for name, group in weighed.items()}
+
+
+def weighed(graph: Any, arguments: Sequence[Argument]) -> Guesses:
     """What each required input of a model may want, most telling first, from the weights its values meet.
 
-    Dictionaries contribute the keys that the graph looks up, lists one tensor.
+    Dictionaries contribute the keys that the graph looks up, lists one tensor. Empty where no weight tells.
     """
     further: dict[int, list[Any]] = {}
     for node in walk(graph):
@@ -177,9 +188,7 @@ def guesses(graph: Any, arguments: Sequence[Argument], dtype: torch.dtype) -> di
         else:
             for name, source in _tensors_of(argument, value):
                 found[name] = _follow(source, further)
-    hinted = next((group for group in found.values() if group and group[0].datatype != "BYTES" and group[0].shape), [])
-    default = TORCH_DATATYPES.get(dtype, "FP32")
-    return {name: group or _generic(hinted, default) for name, group in found.items()}
+    return found
 
 
 def _tensors_of(argument: Argument, value: Any) -> list[tuple[str, Any]]:

@@ -1,7 +1,9 @@
 """The signature of a TorchScript model, from what was declared, what its graph shows and what a run returned."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from gateway.instance.torch_inputs import Example, dictionary_keys
 from gateway.instance.torch_types import LIST_DATATYPES, SCALAR_DATATYPES, Argument
@@ -9,10 +11,26 @@ from gateway.store.manifest import ModelConfig
 from gateway.tensors import DATATYPES, Array, TensorSpec
 
 
+class Known(NamedTuple):
+    """What was found out of inputs that nobody declared."""
+
+    traced: bool
+    """Their datatypes and shapes are those of the inputs that the module was traced with."""
+    floats_only: frozenset[str]
+    """Those that do not take whole numbers as they are."""
+
+
 def inputs(
-    arguments: Sequence[Argument], graph: Any, config: ModelConfig, example: Example | None, pair: Example | None
+    arguments: Sequence[Argument],
+    graph: Any,
+    config: ModelConfig,
+    examples: tuple[Example | None, Example | None],
+    known: "Known",
 ) -> tuple[TensorSpec, ...]:
-    """One spec for each input; those that model.yaml declares are strict, all others are the best that is known."""
+    """One spec for each input; those that model.yaml declares are strict, all others are the best that is known.
+
+    `examples` are a request of one row that forward accepted, and the same with a second row.
+    """
     declared = {tensor.name: tensor.spec() for tensor in config.inputs}
     found: dict[str, TensorSpec] = {}
     certain = {out.unique() for node in graph.nodes() for out in node.outputs()}
@@ -27,8 +45,8 @@ def inputs(
         if argument.elements:
             optional = dict.fromkeys(argument.elements, argument.optional)
         for name, may_miss in optional.items():
-            spec = declared.get(name) or _guess(name, argument, example, pair)
-            found[name] = TensorSpec(spec.name, spec.datatype, spec.shape, may_miss, spec.strict)
+            spec = declared.get(name) or _undeclared(name, argument, examples, known)
+            found[name] = msgspec.structs.replace(spec, optional=may_miss)
     return tuple(found.values())
 
 
@@ -41,7 +59,7 @@ def outputs(
         pair = answer_to_pair or {}
         return tuple(declared.get(name) or _seen(name, array, pair.get(name)) for name, array in answer.items())
     names = [*declared, *promised[len(declared) :]]
-    return tuple(declared.get(name) or TensorSpec(name, "FP32", None, strict=False) for name in names)
+    return tuple(declared.get(name) or TensorSpec(name, "FP32", None, strict=False, guessed=True) for name in names)
 
 
 def takes_more(arguments: Sequence[Argument]) -> bool:
@@ -49,14 +67,19 @@ def takes_more(arguments: Sequence[Argument]) -> bool:
     return any(a.kind == "entries" or (a.kind == "tensors" and not a.elements) for a in arguments)
 
 
-def _guess(name: str, argument: Argument, example: Example | None, pair: Example | None) -> TensorSpec:
+def _undeclared(
+    name: str, argument: Argument, examples: tuple[Example | None, Example | None], known: "Known"
+) -> TensorSpec:
     if argument.scalar:
-        return TensorSpec(name, SCALAR_DATATYPES[argument.kind], (), strict=False)
+        return TensorSpec(name, SCALAR_DATATYPES[argument.kind], (), strict=False, plain=True)
     if argument.kind in LIST_DATATYPES:
-        return TensorSpec(name, LIST_DATATYPES[argument.kind], (-1,), strict=False)
-    if example is not None and name in example:
-        return _seen(name, example[name], (pair or {}).get(name))
-    return TensorSpec(name, "FP32", None, strict=False)
+        return TensorSpec(name, LIST_DATATYPES[argument.kind], (-1,), strict=False, plain=True)
+    example, pair = examples
+    if example is None or name not in example:
+        spec = TensorSpec(name, "FP32", None, strict=False)
+    else:
+        spec = _seen(name, example[name], (pair or {}).get(name))
+    return msgspec.structs.replace(spec, guessed=not known.traced, integers=name not in known.floats_only)
 
 
 def _seen(name: str, array: Array, for_pair: Array | None) -> TensorSpec:

@@ -5,7 +5,7 @@ import math
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.ipc.batching import Batching
 from gateway.ipc.messages import EXAMPLE_BYTES, ExampleInput, Failed, Ready
-from gateway.tensors import DTYPES, Signature, TensorSpec
+from gateway.tensors import DEFINITION_BYTES, DTYPES, Signature, TensorSpec
 
 SIGNATURES = 1000
 TENSORS = 10_000
@@ -54,7 +54,13 @@ def _may_be_shown(example: list[ExampleInput]) -> bool:
 def _possible(named: tuple[str, Signature]) -> bool:
     name, signature = named
     specs = [*signature.inputs, *signature.outputs]
-    return name == signature.name and len(name) <= TEXT and len(specs) <= TENSORS and all(map(_plausible, specs))
+    return (
+        name == signature.name
+        and len(name) <= TEXT
+        and len(signature.definition) <= DEFINITION_BYTES
+        and len(specs) <= TENSORS
+        and all(map(_plausible, specs))
+    )
 
 
 def _plausible(spec: TensorSpec) -> bool:

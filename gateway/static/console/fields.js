@@ -9,7 +9,7 @@ export function fieldFor(input, example) {
   const element = document.createElement("fieldset");
   element.className = "field";
   const legend = document.createElement("legend");
-  legend.textContent = `${input.name} · ${input.datatype} [${input.shape.map((size) => (size < 0 ? "any" : size)).join(", ")}]`;
+  legend.textContent = `${input.name} · ${input.datatype} [${input.shape.map((size) => (size < 0 ? "any" : size)).join(", ")}]${input.guessed ? " · a guess" : ""}`;
   const how = document.createElement("div");
   how.className = "how";
   const place = document.createElement("div");

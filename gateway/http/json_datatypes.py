@@ -1,0 +1,154 @@
+"""Which datatype a JSON value is sent as where the model's own is a guess, and whether floats hold its integers."""
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import simdjson
+
+from gateway.errors import RequestError
+from gateway.http.tensor_json import FLOATS
+from gateway.http.tfserving_json import TYPE_NAMES
+from gateway.http.tfserving_numbers import Numbers
+from gateway.tensors import DTYPES, TensorSpec
+
+_EXACT_BITS = {"BF16": 8, "FP16": 11, "FP32": 24, "FP64": 53}
+"""Whole numbers of so many bits a float holds exactly, whatever they are."""
+_LONG_INTEGERS = {
+    datatype: re.compile(rb"(?<=[\[,\s])-?\d{%d,}(?=[\],\s])" % len(str(1 << bits)))
+    for datatype, bits in _EXACT_BITS.items()
+}
+"""In an array: integers of so many digits that the float may not hold them."""
+_INTEGERS, _FLOATS, _LISTS = frozenset({int}), frozenset({float}), frozenset({list})
+_UNCONVERTED = frozenset({Numbers, simdjson.Array})
+
+
+def datatype_of(spec: TensorSpec, value: Any) -> str:
+    """The datatype to send the value of an input as: the model's own, unless that is a guess and the value is another.
+
+    `value` may hold arrays of large bodies that are not converted yet.
+    """
+    if not spec.guessed:
+        return spec.datatype
+    kinds = _kinds(value)
+    if kinds == _INTEGERS and spec.integers and spec.datatype in FLOATS:
+        return "INT64"
+    return "BOOL" if kinds == {bool} else spec.datatype
+
+
+def datatype_of_unknown(value: Any) -> str:
+    """The datatype to send a value as of whose input nothing is known."""
+    kinds = _kinds(value)
+    if kinds & {str, dict}:
+        return "BYTES"
+    return "INT64" if kinds == _INTEGERS else "BOOL" if kinds == {bool} else "FP32"
+
+
+def check_exact(spec: TensorSpec, datatype: str, value: Any) -> None:
+    """RequestError if an integer of the value would change in a datatype of floats."""
+    if datatype not in _EXACT_BITS or _only_floats(value):
+        return
+    wrong = next((each for each in _long_integers(value, datatype) if not _holds(datatype, each)), None)
+    if wrong is not None:
+        shown = str(wrong) if abs(wrong) < 10**40 else "of that size"
+        raise RequestError(
+            f"Cannot convert JSON value: {shown} to {TYPE_NAMES[datatype]} without loss of precision; "
+            f"input '{spec.name[:100]}' takes {datatype}"
+        )
+
+
+def _only_floats(value: Any) -> bool:
+    """Whether nested lists hold floats and nothing else, as most do: found out without looking at them one by one."""
+    level = value
+    while type(level) is list:
+        types = set(map(type, level))
+        if types == _FLOATS:
+            return True
+        if types != _LISTS:
+            return False
+        level = list(chain.from_iterable(level))
+    return type(level) is float
+
+
+def _holds(datatype: str, integer: int) -> bool:
+    try:
+        with np.errstate(over="ignore"):
+            made = float(np.float64(float(integer)).astype(DTYPES[datatype]))
+    except OverflowError:
+        return False
+    return made == integer  # which Python compares exactly
+
+
+def _array(value: Any) -> "simdjson.Array | None":
+    """The array of a large body, if a value is one."""
+    value = value.array if isinstance(value, Numbers) else value
+    return value if isinstance(value, simdjson.Array) else None
+
+
+def _levels(value: Any) -> Iterator[tuple[list[Any], set[type]]]:
+    """The values in nested lists and their types, all that lie equally deep at a time."""
+    level = [msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value]
+    while level:
+        types = set(map(type, level))
+        if list not in types:
+            yield level, types
+            return
+        if len(types) > 1:
+            yield [each for each in level if type(each) is not list], types - {list}
+        level = list(chain.from_iterable([each for each in level if type(each) is list]))
+
+
+def _kinds(value: Any) -> frozenset[type]:
+    """The types of all values in nested lists."""
+    found: set[type] = set()
+    for level, types in _levels(value):
+        if types.isdisjoint(_UNCONVERTED):
+            found |= types
+            continue
+        for each in level:
+            array = _array(each)
+            found |= {type(each)} if array is None else _kinds_in(array)
+    return frozenset(found)
+
+
+def _kinds_in(array: "simdjson.Array") -> frozenset[type]:
+    first: Any = array
+    while isinstance(first, simdjson.Array):
+        if not len(first):
+            return frozenset()
+        first = first[0]
+    if type(first) is not int:
+        return frozenset({type(first)})
+    try:
+        array.as_buffer(of_type="i")
+    except TypeError:
+        return _INTEGERS | {float}
+    except ValueError:  # too large for INT64, as the conversion will say
+        pass
+    return _INTEGERS
+
+
+def _long_integers(value: Any, datatype: str) -> Iterator[int]:
+    """The integers in a value that a float of this datatype may not hold."""
+    limit = 1 << _EXACT_BITS[datatype]
+    for level, types in _levels(value):
+        if int in types:
+            integers = level if len(types) == 1 else [each for each in level if type(each) is int]
+            if max(integers) > limit or min(integers) < -limit:
+                yield from integers
+        for each in () if types.isdisjoint(_UNCONVERTED) else level:
+            if (array := _array(each)) is not None and _exceeds(array, limit):
+                text = cast("bytes", array.mini)  # which its stub calls a str
+                yield from map(int, _LONG_INTEGERS[datatype].findall(text))
+
+
+def _exceeds(array: "simdjson.Array", limit: int) -> bool:
+    """Whether a number of an array may be beyond a limit, which costs less to find out than reading its text."""
+    try:
+        numbers = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+    except (TypeError, ValueError):
+        return False  # what it holds is refused
+    return bool(numbers.size) and bool(max(numbers.max(), -numbers.min()) >= limit)
