@@ -200,7 +200,9 @@ class Keeper:
             return
         version.instances.remove(instance)
         log.warning("instance %s ended (%s) and is replaced", instance.name, how_it_ended(code))
-        self.restarts[version.title, how_it_ended(code)] += 1
+        self.restarts[version.title, instance.cause or how_it_ended(code)] += 1
+        if instance.verdict is not None:
+            version.reason = f"an instance was ended: {instance.verdict[1]}"
         version.quick_deaths = version.quick_deaths + 1 if lived < QUICK_SECONDS else 0
         try:
             await self._publish()

@@ -68,6 +68,11 @@ class Version:
         groups = self.artifact.config.groups
         return groups if self.workers is None else scaled(groups, max(1, self.workers[0]))
 
+    @property
+    def instances_wanted(self) -> int:
+        """How many instances it has when it is in memory."""
+        return sum(group.count * max(1, len(group.gpus)) for group in self.groups)
+
     def route(self, labels: list[str], *, default: bool = False) -> VersionRoute:
         """The version, with its labels, as the HTTP workers need to know it."""
         artifact = self.artifact

@@ -175,6 +175,7 @@ class LocalNode:
                 if instance.verdict is None and (excess := scratch.excess(line.scratch)):
                     log.warning("%s is ended: it made %s", instance.name, excess)
                     instance.verdict = InferenceFailed.code, f"the model made {excess}"
+                    instance.cause = "temporary_files"
                     self.stop(instance, kill=True)
         finally:
             del self._lines[instance]

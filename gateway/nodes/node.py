@@ -31,6 +31,8 @@ class Instance:
     """By the clock on the wall."""
     verdict: tuple[str, str] | None = None
     """(error code, sentence): why the gateway itself ended it, if that is what its requests should hear."""
+    cause: str = ""
+    """The same as a label of metrics: low_memory | memory_limit | temporary_files; empty: how its process ended."""
 
     @property
     def framework(self) -> str:
