@@ -42,6 +42,8 @@ STEADY_SECONDS = 10.0
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 20)}
 """Large blocks go back to the kernel at once (mallopt(3)). By itself glibc keeps more and more of them for the heap,
 where smaller ones leave holes: under hostile bodies a worker then takes 100 MB instead of 60."""
+NO_POOL = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy's linear algebra, which no worker uses, would start a thread for each of the host's cores."""
 
 
 class _Worker:
@@ -59,7 +61,7 @@ class _Worker:
             [sys.executable, "-m", "gateway.http.worker", str(theirs.fileno()), str(os.getpid()), str(index)],
             pass_fds=[theirs.fileno(), *descriptors],
             stdin=subprocess.DEVNULL,
-            env=MALLOC | os.environ,
+            env=MALLOC | NO_POOL | os.environ,
         )
         theirs.close()
 

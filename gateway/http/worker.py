@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 from setproctitle import setproctitle
 
+from gateway import cpus
 from gateway.errors import DeadlineExceeded, ModelNotReady, from_code
 from gateway.http.cors import Cors
 from gateway.http.edge import open_edge
@@ -52,6 +54,8 @@ ASK_SECONDS = {
     "profile": 600.0,
 }
 ASK_DEFAULT_SECONDS = 10.0
+SPARE_THREADS = 4
+"""Above the CPUs that can be used: some threads wait for others or for memory."""
 LAST_WORDS_SECONDS = 1.0
 """So long may access log and spans take at the end."""
 
@@ -196,6 +200,8 @@ class Worker:
 
 async def serve(control: socket.socket) -> None:
     """Run one worker until the supervisor stops it or is gone."""
+    # By default there are threads for the host's cores, however few of them this process may use.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(cpus.usable() + SPARE_THREADS))
     stream: MessageStream[ToWorker] = await MessageStream.over(control, ToWorker)
     start = await stream.receive()
     assert isinstance(start, Start), "the supervisor's first word is Start"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway import cpus
 from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed
 from gateway.instance import priority
 from gateway.instance import sandbox as instance_sandbox
@@ -147,6 +148,7 @@ class LocalNode:
         path = artifact.path.absolute()
         # A SavedModel may lie one directory below its version's.
         directory = artifact.directory if artifact.directory != Path() else path if path.is_dir() else path.parent
+        config = artifact.config.of_instance
         return Spawn(
             instance=instance.name,
             model=artifact.model,
@@ -154,7 +156,7 @@ class LocalNode:
             index=instance.index,
             platform=artifact.platform,
             artifact=str(path),
-            config=artifact.config.of_instance,
+            config=msgspec.structs.replace(config, threads=cpus.threads(config.threads)),
             device=instance.device.name,
             visible_gpu=instance.device.visible,
             socket_path=instance.socket_path,
