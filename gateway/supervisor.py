@@ -53,6 +53,7 @@ class Supervisor:
             request_timeout=settings.request_timeout,
             keep_alive_seconds=settings.keep_alive_seconds,
             drain_timeout=settings.drain_timeout,
+            strict_readiness=settings.strict_readiness,
             server_name=settings.server_name,
             cors_origins=settings.cors_origins,
             compare_report=str(settings.compare_report.absolute()),

@@ -64,6 +64,7 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         "cors_origins": ["https://a", "*"],
         "server_name": "triton",
         "access_log": True,
+        "strict_readiness": True,
         "otlp_endpoint": "http://127.0.0.1:4318",
     }
     texts = {name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in values.items()}

@@ -67,6 +67,7 @@ class Worker:
         self.state = WorkerState(self, start.max_body_bytes, start.request_timeout)
         self.state.edge = open_edge(start)
         self.state.server_name = start.server_name
+        self.state.strict_readiness = start.strict_readiness
         self.state.compare_report = start.compare_report
         self.state.cors = Cors(start.cors_origins) if start.cors_origins else None
         self._stream = stream
