@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from gateway import metrics
+from gateway import metrics, orphans
 from gateway.http.condemned import REMEMBER_SECONDS
 from gateway.ipc.messages import (
     Applied,
@@ -63,6 +63,7 @@ class _Worker:
             stdin=subprocess.DEVNULL,
             env=MALLOC | NO_POOL | os.environ,
         )
+        orphans.started(self.process)
         theirs.close()
 
     async def open(self) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(gateway.__file__).parent
 LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
     gateway.commands gateway.importing
-    gateway.cgroups
+    gateway.cgroups gateway.orphans
     gateway.sizes gateway.cpus gateway.yaml_text gateway.samples gateway.tensors gateway.settings gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
     gateway.store.processing
