@@ -54,8 +54,13 @@ Origin = Annotated[str, AfterValidator(_checked_origin)]
 
 
 def _state_directory() -> Path:
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "model-serving-gateway"
+    if base := os.environ.get("XDG_STATE_HOME", ""):
+        return Path(base) / "model-serving-gateway"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user without HOME and without an entry in /etc/passwd
+        return Path("/var/lib/model-serving-gateway")
+    return home / ".local" / "state" / "model-serving-gateway"
 
 
 class Settings(BaseSettings):

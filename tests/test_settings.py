@@ -107,6 +107,15 @@ def test_what_is_wrong_in_the_file_is_named_in_one_line(text: str, named: str) -
     assert "\n" not in caught.value.message
 
 
+def test_a_user_without_a_home_has_a_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert read_settings().state_directory == Path("/var/lib/model-serving-gateway")
+
+
 @pytest.mark.parametrize("text", ["", "# port: 1\n", "{}"])
 def test_a_file_that_says_nothing_means_the_defaults(text: str) -> None:
     yaml(text)

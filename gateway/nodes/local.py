@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,7 @@ class LocalNode:
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._closing = False
-        self._directory = Path(tempfile.mkdtemp(prefix="gateway-"))
+        self._directory = scratch.private_directory()
         with contextlib.suppress(LoadFailed):  # each load will say so
             if lacking := instance_sandbox.decide(sandbox, instance_sandbox.probe()).missing:
                 log.warning("models are not fully sandboxed: this machine lacks %s", " and ".join(lacking))
