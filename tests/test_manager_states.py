@@ -62,14 +62,18 @@ class ManagerStates(RuleBasedStateMachine):
         """Whether a model was unloaded through the API last; None: not known."""
         self.by_hand: set[str] = set()
         """Models of which single versions were registered, unregistered or scaled since."""
+        for name in SIZES:
+            self.store[name, 1] = artifact(name)
+        self._reconcile()
 
     def teardown(self) -> None:
-        self._all_done()
-        self.loop.run_until_complete(self.stage.manager.close())
-        logging.getLogger("gateway").removeHandler(self.errors)
-        self.loop.close()
-        assert not self.loop.errors
-        assert not self.errors.found
+        try:
+            self.idle()
+            self.no_bug_was_caught_and_logged()
+        finally:
+            self.loop.run_until_complete(self.stage.manager.close())
+            logging.getLogger("gateway").removeHandler(self.errors)
+            self.loop.close()
 
     def _meet_fate(self, instance: Instance) -> None:
         node, fate = self.stage.node, self.fates.get(instance.artifact.model, "ready")
@@ -268,6 +272,6 @@ class ManagerStates(RuleBasedStateMachine):
 
 
 ManagerStates.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 test_the_manager_keeps_its_promises_whatever_happens = ManagerStates.TestCase
