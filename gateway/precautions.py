@@ -1,15 +1,17 @@
-"""What must be right at the edge before anything is started: keys, TLS, and the package that tracing needs."""
+"""What must be right before anything is started: a temporary directory, keys, TLS, the package that tracing needs."""
 
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from gateway import keys, tls
 from gateway.errors import ConfigError
+from gateway.nodes import scratch
 from gateway.settings import Settings
 
 
 def check(settings: Settings) -> None:
     """ConfigError if a file of the settings cannot be used, or what they ask for is not installed."""
+    scratch.remove(scratch.private_directory())
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigError("tls_cert and tls_key belong together: set both, or neither")
     if settings.tls_cert is not None and settings.tls_key is not None:

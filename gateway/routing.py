@@ -110,8 +110,7 @@ class RoutingTable:
         before: "RoutingTable | None" = None,
     ) -> None:
         """`before` is the table until now: a version of it that answered, or soon would, and loads now is not new."""
-        self.ready = settled and not stopping
-        """Whether every version that the server was started with has become READY, COLD or FAILED, and it goes on."""
+        self._goes_on = settled and not stopping
         self.models: dict[str, dict[int, VersionRoute]] = {}
         self._waking: set[tuple[str, int]] = set()
         for route in routes:
@@ -173,6 +172,27 @@ class RoutingTable:
     def answers(self, model: str, version: int) -> bool:
         """Whether a request for a version is answered, now or soon."""
         return (model, version) in self._targets or self.answers_soon(model, version)
+
+    def _answers_now(self, route: VersionRoute) -> bool:
+        """Whether a version has an instance, or a request for it is answered as soon as it is loaded."""
+        target = self._targets.get((route.model, route.version))
+        return bool(target and target.channels) or self.answers_soon(route.model, route.version)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every version of the start was tried, any version answers, and the server is not about to end."""
+        routes = (route for versions in self.models.values() for route in versions.values())
+        return self._goes_on and any(map(self._answers_now, routes))
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether, besides, no version has failed and every model answers, but for those that were unloaded."""
+        for versions in self.models.values():
+            wanted = [route for route in versions.values() if route.state not in ("UNLOADED", "DRAINING")]
+            failed = any(route.state == "FAILED" for route in wanted)
+            if failed or (wanted and not any(map(self._answers_now, wanted))):
+                return False
+        return self.ready
 
     def target(self, model: str, version: str | None = None) -> Target:
         """The same version as something that can answer; NotYet if it soon will, else the error that says why not."""

@@ -54,8 +54,13 @@ Origin = Annotated[str, AfterValidator(_checked_origin)]
 
 
 def _state_directory() -> Path:
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "model-serving-gateway"
+    if base := os.environ.get("XDG_STATE_HOME", ""):
+        return Path(base) / "model-serving-gateway"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user without HOME and without an entry in /etc/passwd
+        return Path("/var/lib/model-serving-gateway")
+    return home / ".local" / "state" / "model-serving-gateway"
 
 
 class Settings(BaseSettings):
@@ -74,6 +79,8 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1, le=128 << 20)] = 64 << 20
     request_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Seconds after which a request that its model has not answered gets 504."""
+    strict_readiness: bool = False
+    """Whether the server is ready only while every model is, instead of any."""
     load_timeout: Annotated[float, Field(gt=0, le=3600)] = 120.0
     """Seconds a model may take to load before it is FAILED."""
     keep_alive_seconds: Annotated[int, Field(ge=1)] = 5

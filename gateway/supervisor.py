@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 
-from gateway import metrics
+from gateway import metrics, orphans
 from gateway.byhand import ByHand
 from gateway.errors import GatewayError, RequestError
 from gateway.exposition import GatewayCollector, exposition
@@ -34,7 +34,7 @@ log = logging.getLogger("gateway.supervisor")
 SHARE_OF_FREE = 0.8
 """Of the memory that is free at the start, so much is the budget if none is set."""
 LOOK_SECONDS = 0.5
-"""How often the memory of the instances is looked at."""
+"""How often the memory of the instances, and whether an orphan has ended, is looked at."""
 ONE_WISH_SECONDS = 0.1
 
 
@@ -53,6 +53,7 @@ class Supervisor:
             request_timeout=settings.request_timeout,
             keep_alive_seconds=settings.keep_alive_seconds,
             drain_timeout=settings.drain_timeout,
+            strict_readiness=settings.strict_readiness,
             server_name=settings.server_name,
             cors_origins=settings.cors_origins,
             compare_report=str(settings.compare_report.absolute()),
@@ -146,6 +147,7 @@ class Supervisor:
     async def _watch_memory(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            orphans.reap()
             try:
                 await self.manager.loader.look_at_memory(self.workers.usage)
             except Exception:  # the next look must not be lost with this one

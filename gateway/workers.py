@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from gateway import metrics
+from gateway import metrics, orphans
 from gateway.http.condemned import REMEMBER_SECONDS
 from gateway.ipc.abandonment import AbandonmentReports
 from gateway.ipc.messages import (
@@ -45,6 +45,8 @@ STEADY_SECONDS = 10.0
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 20)}
 """Large blocks go back to the kernel at once (mallopt(3)). By itself glibc keeps more and more of them for the heap,
 where smaller ones leave holes: under hostile bodies a worker then takes 100 MB instead of 60."""
+NO_POOL = {"OPENBLAS_NUM_THREADS": "1"}
+"""numpy's linear algebra, which no worker uses, would start a thread for each of the host's cores."""
 
 
 class _Worker:
@@ -62,8 +64,9 @@ class _Worker:
             [sys.executable, "-m", "gateway.http.worker", str(theirs.fileno()), str(os.getpid()), str(index)],
             pass_fds=[theirs.fileno(), *descriptors],
             stdin=subprocess.DEVNULL,
-            env=MALLOC | os.environ,
+            env=MALLOC | NO_POOL | os.environ,
         )
+        orphans.started(self.process)
         theirs.close()
 
     async def open(self) -> None:

@@ -25,6 +25,12 @@ SHIPPED = HERE.parent / "model_store"
 PROGRAM = Path(sys.executable).with_name("gateway")
 QUICK = ("--settle-seconds", "0", "--management-address", "off", "--metrics-address", "off")
 """The test models were copied a moment ago and are complete; one listener is enough for most tests."""
+AS_SUBREAPER = (
+    sys.executable,
+    "-c",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])",
+)
+"""Starts a program with PR_SET_CHILD_SUBREAPER, which stays with the process."""
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 LIMIT = 8 << 20
@@ -130,16 +136,17 @@ class Metrics:
 class Gateway:
     """A gateway over a store, which serves when this returns; `options` are those of `gateway serve`.
 
-    With a port it is only started.
+    With a port it is only started. As `subreaper` it inherits the orphans of its descendants, as PID 1 does.
     """
 
-    def __init__(self, store: Path, log: Path, *options: str, port: int = 0) -> None:
+    def __init__(self, store: Path, log: Path, *options: str, port: int = 0, subreaper: bool = False) -> None:
         self.log = log
         self.port = 0
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [
+                    *(AS_SUBREAPER if subreaper else ()),
                     PROGRAM,
                     "serve",
                     "--port",
@@ -475,7 +482,11 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Call
 
     @contextlib.contextmanager
     def start(
-        models: Sequence[str], *options: str, port: int = 0, prepare: Callable[[Path], None] = lambda _: None
+        models: Sequence[str],
+        *options: str,
+        port: int = 0,
+        prepare: Callable[[Path], None] = lambda _: None,
+        subreaper: bool = False,
     ) -> Iterator[Gateway]:
         directory = tmp_path_factory.mktemp("gateway")
         store = directory / "store"
@@ -483,7 +494,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory, built: Path) -> Call
         for name in models:
             shutil.copytree(built / name if (built / name).is_dir() else SHIPPED / name, store / name)
         prepare(store)
-        gateway = Gateway(store, directory / "log", *options, port=port)
+        gateway = Gateway(store, directory / "log", *options, port=port, subreaper=subreaper)
         try:
             yield gateway
         finally:

@@ -10,13 +10,17 @@ import pytest
 
 import gateway
 
+MAIN = "from gateway.cli import main; main()"
+NOTHING_WRITABLE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+"""No file can be written to from here on, as under a read-only root."""
+
 
 def run(
-    *arguments: str, cwd: Path, stdout: Any = subprocess.PIPE, **variables: str
+    *arguments: str, cwd: Path, stdout: Any = subprocess.PIPE, before: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("GATEWAY_")}
     return subprocess.run(
-        [sys.executable, "-c", "from gateway.cli import main; main()", *arguments],
+        [sys.executable, "-c", before + MAIN, *arguments],
         check=False,
         cwd=cwd,
         env=environment | {"PYTHONPATH": str(Path(gateway.__file__).parents[1])} | variables,
@@ -62,6 +66,20 @@ def test_a_bad_value_ends_with_one_line_that_names_its_key(place: Path) -> None:
 
 def test_a_model_store_that_is_not_there_ends_with_one_line(tmp_path: Path) -> None:
     assert_refused(run("serve", cwd=tmp_path), "model_store")
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("validate", "model_store")])
+def test_a_root_that_is_read_only_without_a_temporary_directory_ends_with_one_line(
+    place: Path, command: tuple[str, ...]
+) -> None:
+    assert_refused(run(*command, cwd=place, before=NOTHING_WRITABLE), "TMPDIR", "/tmp")
+
+
+def test_a_temporary_directory_too_long_for_sockets_ends_with_one_line(place: Path) -> None:
+    long = place / ("long" * 25)
+    long.mkdir()
+    assert_refused(run("serve", "--port", "0", cwd=place, TMPDIR=str(long)), "TMPDIR", "107 bytes")
+    assert not list(long.iterdir())
 
 
 def test_a_port_that_is_taken_ends_with_one_line(place: Path) -> None:

@@ -37,7 +37,7 @@ def test_it_serves_and_is_gone_after(tmp_path: Path, monkeypatch: pytest.MonkeyP
     handler = signal.getsignal(signal.SIGTERM)
     with own_server(tmp_path) as url:
         assert url.startswith("http://127.0.0.1:")
-        assert httpx.get(f"{url}/v2/health/ready").status_code == 200
+        assert httpx.get(f"{url}/v2/health/live").status_code == 200
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/v2/health/live")
     assert signal.getsignal(signal.SIGTERM) is handler

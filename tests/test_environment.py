@@ -28,3 +28,7 @@ def test_what_is_only_a_default_can_be_changed() -> None:
     name = "TF_ONEDNN_USE_SYSTEM_ALLOCATOR"
     assert runner_environment({})[name] == "1"
     assert runner_environment({name: "0"})[name] == "0"
+
+
+def test_what_a_framework_writes_as_it_is_imported_goes_where_the_gateway_may_write() -> None:
+    assert runner_environment({"TMPDIR": "/run/gateway"})["TMPDIR"] == "/run/gateway"

@@ -14,7 +14,9 @@ ROOT = Path(gateway.__file__).parent
 LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
     gateway.commands gateway.importing
-    gateway.sizes gateway.pixels gateway.yaml_text gateway.samples gateway.tensors gateway.settings gateway.ipc.lifeline
+    gateway.cgroups gateway.orphans
+    gateway.sizes gateway.cpus gateway.pixels gateway.yaml_text gateway.samples gateway.tensors gateway.settings
+    gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
     gateway.store.processing
     gateway.keys gateway.tls
@@ -35,7 +37,8 @@ LAYERS = """
     gateway.importing.layouts gateway.importing.copying
     gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
-    gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.instance.backend
+    gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.lifecycle.scarcity
+    gateway.instance.backend
     gateway.instance.kernel gateway.instance.syscalls gateway.instance.heap
     gateway.instance.landlock gateway.instance.seccomp gateway.instance.priority
     gateway.instance.sandbox
@@ -96,6 +99,7 @@ PURE = {
     "gateway.lifecycle.placement",
     "gateway.lifecycle.policy",
     "gateway.lifecycle.admission",
+    "gateway.lifecycle.scarcity",
     "gateway.store.settling",
     "gateway.metrics",
     "gateway.http.tensor_json",

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway import cpus
 from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed, OutOfMemory
 from gateway.ipc.batching import Batching
 from gateway.ipc.messages import Failed, Ready, Spawn, pack, unpack
@@ -101,6 +102,14 @@ async def test_what_an_instance_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         assert spawn.directory == str(tmp_path / "store" / "m" / "1")
         assert Path(spawn.scratch).stat().st_mode & 0o777 == 0o700  # noqa: ASYNC240 - as above
         assert (spawn.sandbox, spawn.memory_limit) == ("auto", 1 << 30)
+
+
+async def test_automatic_threads_are_half_of_the_cpus_that_the_gateway_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpus, "usable", lambda: 6)
+    async with taken_over(tmp_path, monkeypatch) as (_, runner):
+        assert runner.spawned[0].config.threads == 3
 
 
 async def test_the_process_id_is_the_runners_word_and_not_the_instances(

@@ -4,12 +4,13 @@ from dataclasses import replace
 import pytest
 from stage import PATIENCE, Stage, artifact, staged
 
-from gateway.errors import OutOfMemory, VersionNotFound
-from gateway.lifecycle import keeper
+from gateway.errors import ModelNotReady, OutOfMemory, VersionNotFound
+from gateway.lifecycle import keeper, scarcity
 from gateway.lifecycle import residency as module
 from gateway.lifecycle.placement import CPU, LEAST_BYTES, Device
 from gateway.lifecycle.state import State
 from gateway.nodes.node import DeviceMemory, Instance
+from gateway.store.manifest import InstanceGroup
 
 BUDGET = {"cpu": 31}
 
@@ -21,8 +22,12 @@ def of_ten_bytes(stage: Stage) -> None:
 
 
 async def wake(stage: Stage, name: str) -> None:
+    await wake_version(stage, name, 1)
+
+
+async def wake_version(stage: Stage, name: str, number: int) -> None:
     async with asyncio.timeout(PATIENCE):
-        await stage.manager.wake(name, 1)
+        await stage.manager.wake(name, number)
 
 
 async def test_at_the_start_as_many_are_loaded_as_there_is_room_for() -> None:
@@ -94,15 +99,107 @@ async def test_a_model_in_use_is_not_evicted_but_waited_for() -> None:
         assert stage.states()["c/1"] == "COLD"
 
 
-async def test_where_everything_stays_in_use_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+async def test_where_everything_stays_in_use_the_request_is_told() -> None:
     async with staged(*map(artifact, "abcd"), budgets=BUDGET) as stage:
         of_ten_bytes(stage)
         await stage.serve()
+        stage.residency.patience = 0.01
         stage.usage = {(name, 1): (1.0, 1) for name in "abc"}
         with pytest.raises(OutOfMemory, match="in use"):
             await wake(stage, "d")
         assert stage.states()["d/1"] == "COLD", "its next request tries again"
+
+
+async def test_a_version_that_waits_for_memory_holds_up_no_other_that_fits() -> None:
+    async with staged(*map(artifact, "abcd"), artifact("big"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        stage.footprints.known = {"big": 30}
+        stage.node.private["big"] = 30
+        await stage.serve()
+        for name in "abc":
+            await wake(stage, name)
+        stage.usage = {("a", 1): (1.0, 1), ("b", 1): (1.0, 1)}
+        waiting = asyncio.create_task(stage.manager.wake("big", 1))
+        await stage.until_quiet()
+        await wake(stage, "d")
+        assert stage.states() == {"a/1": "READY", "b/1": "READY", "c/1": "COLD", "d/1": "READY", "big/1": "COLD"}
+        assert not waiting.done()
+        stage.usage = {}
+        await asyncio.wait_for(waiting, PATIENCE)
+        assert stage.states()["big/1"] == "READY"
+
+
+async def test_a_version_that_waits_for_memory_holds_up_no_other_of_its_model_nor_its_unload() -> None:
+    both = [artifact("a", number, version_policy="all") for number in (1, 2)]
+    async with staged(*both, artifact("b"), artifact("c"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        await stage.unload_until_cold("a", 1)
+        stage.usage = dict.fromkeys(stage.manager.versions, (1.0, 1))
+        waiting = asyncio.create_task(stage.manager.wake("a", 1))
+        await stage.until_quiet()
+        await wake_version(stage, "a", 2)
+        async with asyncio.timeout(PATIENCE):
+            await stage.manager.unload("a")
+            with pytest.raises(ModelNotReady, match="UNLOADED"):
+                await waiting
+
+
+async def test_while_others_go_for_one_version_their_memory_is_not_given_to_another() -> None:
+    async with staged(*map(artifact, "abcd"), artifact("big"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        stage.footprints.known = {"big": 30}
+        stage.node.private["big"] = 30
+        await stage.serve()
+        for name in "abc":
+            await wake(stage, name)
+        leaving: list[Instance] = []
+        stage.node.on_stop = leaving.append
+        waiting = asyncio.create_task(stage.manager.wake("big", 1))
+        await stage.until(lambda: len(leaving) == 3)
+        stage.node.end(leaving[0], 0)
+        late = asyncio.create_task(stage.manager.wake("d", 1))
+        await stage.until_quiet()
+        assert not late.done()
+        for each in leaving[1:]:
+            stage.node.end(each, 0)
+        await asyncio.wait_for(waiting, PATIENCE)
+        stage.node.on_stop = lambda instance: stage.node.end(instance, 0)
+        await asyncio.wait_for(late, PATIENCE)
+
+
+async def test_versions_of_one_model_take_turns_in_memory() -> None:
+    both = [artifact("a", number, version_policy="all") for number in (1, 2)]
+    async with staged(*both, budgets={"cpu": 11}) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        for number in (1, 2, 1):
+            await wake_version(stage, "a", number)
+            assert stage.states() == {"a/1": "COLD", "a/2": "COLD"} | {f"a/{number}": "READY"}
+
+
+async def test_workers_are_asked_once_however_many_versions_wait_for_memory() -> None:
+    async with staged(*map(artifact, "abcdef"), budgets=BUDGET) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        cold = [name[0] for name, state in stage.states().items() if state == "COLD"]
+        stage.usage = dict.fromkeys(stage.manager.versions, (1.0, 1))
+        asked: list[int] = []
+        first, answered = asyncio.Event(), asyncio.Event()
+
+        async def usage() -> dict[tuple[str, int], tuple[float, int]]:
+            asked.append(1)
+            first.set()
+            await answered.wait()
+            return {}
+
+        stage.on_usage = usage
+        waking = [asyncio.create_task(wake(stage, name)) for name in cold]
+        await asyncio.wait_for(first.wait(), PATIENCE)
+        await stage.until_quiet()
+        assert (len(cold), len(asked)) == (3, 1)
+        answered.set()
+        await asyncio.gather(*waking)
 
 
 async def test_what_can_never_fit_is_failed_with_both_numbers() -> None:
@@ -169,32 +266,85 @@ async def test_an_instance_over_its_memory_limit_is_ended_alone_and_its_requests
         assert "15 B" in stage.died[0].reason
 
 
+MATTERS = scarcity.matters(scarcity.RESERVE_BYTES)
+
+
+def short_of_memory(stage: Stage, **grown: int) -> None:
+    """Models have grown by so much, and hardly any memory is left."""
+    stage.node.grown = grown
+    stage.node.left = scarcity.RESERVE_BYTES - 1
+
+
+def ended(stage: Stage) -> list[tuple[str, str]]:
+    return [(died.instance.split("#")[0], died.error_code) for died in stage.died]
+
+
+async def look(stage: Stage, times: int = 1) -> None:
+    for _ in range(times):
+        await stage.look_at_memory()
+        await stage.until_quiet()
+
+
 async def test_before_the_machine_runs_out_of_memory_the_instance_that_has_grown_most_is_ended() -> None:
     async with staged(*map(artifact, "abc")) as stage:
         await stage.serve()
-        stage.node.grown = {"a": 5, "b": 50}
-        await stage.look_at_memory()
-        await stage.until_quiet()
+        stage.node.grown = {"a": MATTERS, "b": 2 * MATTERS}
+        await look(stage)
         assert not stage.died
-        stage.node.left = module.LAST_BYTES - 1
-        await stage.look_at_memory()
-        await stage.until_quiet()
-        assert [(died.instance.split("#")[0], died.error_code) for died in stage.died] == [("b/1", "out_of_memory")]
+        short_of_memory(stage, a=MATTERS, b=2 * MATTERS)
+        await look(stage)
+        assert ended(stage) == [("b/1", "out_of_memory")]
+        assert "has grown by 134.2 MB" in stage.died[0].reason
+        assert stage.keeper.restarts == {("b/1", "low_memory"): 1}
+        assert "has grown by 134.2 MB" in stage.version("b").reason
+
+
+async def test_memory_that_other_programs_took_ends_no_model_that_has_hardly_grown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with staged(*map(artifact, "abc")) as stage:
+        await stage.serve()
+        short_of_memory(stage, a=MATTERS - 1, b=11 << 20, c=24 << 20)
+        await look(stage, 5)
+        assert not stage.died
+        assert len([record for record in caplog.records if "other programs" in record.message]) == 1
+
+
+async def test_for_lack_of_memory_one_instance_is_ended_at_a_time() -> None:
+    async with staged(*map(artifact, "abc")) as stage:
+        await stage.serve()
+        short_of_memory(stage, a=MATTERS, b=3 * MATTERS, c=2 * MATTERS)
+        await look(stage, 5)
+        assert ended(stage) == [("b/1", "out_of_memory")]
+
+
+async def test_the_next_instance_is_not_ended_before_the_last_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EFFECT_SECONDS", 0.0)
+    async with staged(*map(artifact, "ab")) as stage:
+        await stage.serve()
+        killed: list[Instance] = []
+        monkeypatch.setattr(stage.node, "stop", lambda instance, *, kill: killed.append(instance) if kill else None)
+        short_of_memory(stage, a=MATTERS, b=2 * MATTERS)
+        await look(stage, 3)
+        assert [each.artifact.model for each in killed] == ["b"]
+        stage.node.end(killed[0], -9)
+        stage.node.grown.pop("b")
+        await look(stage)
+        assert [each.artifact.model for each in killed] == ["b", "a"]
+        monkeypatch.undo()
 
 
 async def test_what_leaked_slowly_has_grown_most_however_often_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FRESH_SECONDS", -1.0)
     async with staged(*map(artifact, "ab")) as stage:
         await stage.serve()
-        for leaked in (10, 20, 30):
+        for leaked in (MATTERS, 2 * MATTERS, 3 * MATTERS):
             stage.node.grown = {"a": leaked}
             stage.node.private = {"a": leaked}
             await stage.look_at_memory()
-        stage.node.grown = {"a": 30, "b": 25}
-        stage.node.left = module.LAST_BYTES - 1
-        await stage.look_at_memory()
-        await stage.until_quiet()
-        assert [died.instance.split("#")[0] for died in stage.died] == ["a/1"]
+        short_of_memory(stage, a=3 * MATTERS, b=2 * MATTERS)
+        await look(stage)
+        assert [name for name, _ in ended(stage)] == ["a/1"]
 
 
 async def test_a_replacement_is_measured_too() -> None:
@@ -294,16 +444,14 @@ async def test_a_version_that_is_given_up_holds_no_memory() -> None:
         assert stage.states()[f"{other}/1"] == "READY"
 
 
-async def test_a_cold_version_beside_one_that_serves_stays_cold_if_there_is_no_room_now(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+async def test_a_cold_version_beside_one_that_serves_stays_cold_if_there_is_no_room_now() -> None:
     versions = [artifact("a", number, version_policy="all") for number in (1, 2)]
     async with staged(*versions, artifact("b"), artifact("c"), budgets=BUDGET) as stage:
         of_ten_bytes(stage)
         await stage.serve()
         await stage.unload_until_cold("a", 1)
         cold = stage.version("a", 1)
+        stage.residency.patience = 0.01
         stage.usage = dict.fromkeys(stage.manager.versions, (1.0, 1))
         with pytest.raises(OutOfMemory):
             await stage.manager.wake(*cold.key)
@@ -358,3 +506,15 @@ async def test_an_instance_whose_gpu_is_lost_is_replaced_on_another() -> None:
         stage.node.end(stage.node.spawned[0], -9)
         await stage.until(lambda: stage.routed("a") == ["a/1#0.1"])
         assert stage.node.spawned[1].device.name == ("cuda:1" if lost.name == "cuda:0" else "cuda:0")
+
+
+async def test_the_memory_of_an_instance_that_is_being_replaced_is_not_given_away() -> None:
+    two = artifact("a", instance_group=InstanceGroup(count=2))
+    async with staged(two, artifact("b"), budgets={"cpu": 26}) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.node.on_spawn = lambda _: None
+        stage.node.end(stage.version("a").instances[0], -9)
+        await stage.until(lambda: len(stage.routed("a")) == 1)
+        await stage.look_at_memory()
+        assert stage.residency.account.held[stage.version("a")] == {"cpu": 20}

@@ -119,9 +119,10 @@ def test_a_version_that_cannot_fit_says_so() -> None:
 
 
 def test_a_server_that_stops_is_not_ready() -> None:
-    assert RoutingTable(settled=True).ready
-    assert not RoutingTable(settled=True, stopping=True).ready
-    assert not RoutingTable(settled=False).ready
+    cold = route_of(state="COLD")
+    assert RoutingTable([cold], settled=True).ready
+    assert not RoutingTable([cold], settled=True, stopping=True).ready
+    assert not RoutingTable([cold], settled=False).ready
 
 
 def test_without_a_ready_version_the_highest_is_found() -> None:
@@ -176,18 +177,39 @@ def test_an_instance_that_is_gone_is_picked_no_more() -> None:
 @pytest.mark.parametrize(
     ("states", "settled", "ready"),
     [
-        ([], False, False),
-        ([], True, True),
-        (["READY"], False, False),
-        (["READY"], True, True),
-        (["READY", "FAILED"], True, True),
-        (["FAILED"], True, True),
-        (["UNLOADED"], True, True),
+        ([], False, (False, False)),
+        ([], True, (False, False)),
+        (["READY"], False, (False, False)),
+        (["READY"], True, (True, True)),
+        (["COLD"], True, (True, True)),
+        (["READY", "FAILED"], True, (True, False)),
+        (["READY", "LOADING"], True, (True, False)),
+        (["READY", "UNLOADED", "DRAINING"], True, (True, True)),
+        (["FAILED"], True, (False, False)),
+        (["FAILED", "COLD"], True, (True, False)),
+        (["UNLOADED"], True, (False, False)),
     ],
 )
-def test_the_server_is_ready_when_everything_settled(states: list[str], settled: bool, ready: bool) -> None:
+def test_the_server_is_ready_when_everything_settled_and_any_model_answers_and_strictly_when_all_do(
+    states: list[str], settled: bool, ready: tuple[bool, bool]
+) -> None:
     routes = [route_of(f"m{index}", state=state) for index, state in enumerate(states)]
-    assert table_of(*routes, settled=settled).ready is ready
+    table = table_of(*routes, settled=settled)
+    assert (table.ready, table.all_ready) == ready
+
+
+def test_a_server_is_not_ready_while_its_only_model_has_no_instance() -> None:
+    gone = channel()
+    target = target_of(route_of(), gone)
+    table = RoutingTable([target.route], [target], settled=True)
+    assert table.ready
+    table.drop(gone)
+    assert not table.ready
+
+
+@pytest.mark.parametrize(("newer", "ready"), [("LOADING", True), ("FAILED", False)])
+def test_a_new_version_leaves_a_server_strictly_ready_unless_it_fails(newer: str, ready: bool) -> None:
+    assert table_of(route_of(version=1), route_of(version=2, state=newer)).all_ready is ready
 
 
 def test_a_signature_is_found_by_name_or_by_default() -> None:

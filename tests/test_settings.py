@@ -64,6 +64,7 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         "cors_origins": ["https://a", "*"],
         "server_name": "triton",
         "access_log": True,
+        "strict_readiness": True,
         "otlp_endpoint": "http://127.0.0.1:4318",
     }
     texts = {name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in values.items()}
@@ -104,6 +105,15 @@ def test_what_is_wrong_in_the_file_is_named_in_one_line(text: str, named: str) -
         read_settings()
     assert named in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_a_user_without_a_home_has_a_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert read_settings().state_directory == Path("/var/lib/model-serving-gateway")
 
 
 @pytest.mark.parametrize("text", ["", "# port: 1\n", "{}"])

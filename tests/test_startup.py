@@ -154,7 +154,7 @@ def test_programs_read_one_line_of_json_with_addresses_and_models(helpers: Any, 
         try:
             found = json.loads(server.stdout.readline())
             assert list(found["listeners"]) == ["http", "metrics"]
-            assert httpx.get(f"{found['listeners']['http']}/v2/health/ready").status_code == 200
+            assert httpx.get(f"{found['listeners']['http']}/v2/health/ready").status_code == 503
         finally:
             server.terminate()
         assert server.communicate(timeout=20)[0] == b""

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -18,6 +17,7 @@ import orjson
 from gateway.commands.printing import plain
 from gateway.errors import CallFailed, RequestError
 from gateway.ipc.lifeline import die_with_parent
+from gateway.nodes import scratch
 
 START_SECONDS = 600.0
 """A store of large models takes long; the gateway itself gives each of them up in time."""
@@ -34,8 +34,9 @@ def own_server(store: Path) -> Iterator[str]:
     """
     if not store.is_dir():
         raise RequestError(f"--model-store {store} is not a directory")
-    with tempfile.TemporaryDirectory(prefix="gateway-own-", ignore_cleanup_errors=True) as name:
-        place = Path(name)
+    with contextlib.ExitStack() as stack:
+        place = scratch.private_directory()
+        stack.callback(scratch.remove, place)
         command = [sys.executable, "-m", "gateway", "serve", "--json", "--port", "0", "--watch", "off"]
         command += ["--management-address", "off", "--metrics-address", "off", "--keep-alive-seconds", "600"]
         command += ["--model-store", str(store.resolve()), "--state-directory", str(place / "state")]

@@ -25,6 +25,9 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="HTTP worker processes.  [default: 1]")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.  [default: 67108864]")] = None,
     request_timeout: Annotated[float | None, typer.Option(help="Seconds a request may take.  [default: 60]")] = None,
+    strict_readiness: Annotated[
+        bool | None, typer.Option("--strict-readiness", help="Ready only while every model is, instead of any.")
+    ] = None,
     load_timeout: Annotated[
         float | None, typer.Option(help="Seconds a model may take to load.  [default: 120]")
     ] = None,

@@ -78,15 +78,16 @@ async def live() -> Response:
 @router.get(
     "/v2/health/ready",
     tags=["server"],
-    summary="Has the server what it was started with?",
+    summary="Can the server answer?",
     responses=responses(openapi.READY) | {503: responses(openapi.READY, description="not yet, or no more")[200]},
 )
 async def ready(state: State) -> Response:
-    """200 when every model in the store has been loaded or has failed, 503 before.
+    """200 when every model in the store has been tried and any of them answers; 503 otherwise.
 
-    A failed or unloaded model makes only itself unready.
+    A failed or unloaded model makes only itself unready, unless the server runs with `--strict-readiness`: then it is
+    ready only while every model is. A model that its first request loads counts as ready.
     """
-    return json_response({"ready": state.table.ready}, 200 if state.table.ready else 503)
+    return json_response({"ready": state.ready}, 200 if state.ready else 503)
 
 
 @router.get("/v2/models/{model}/ready", tags=["models"], summary="Can this model answer?", responses=_READY)

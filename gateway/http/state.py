@@ -48,6 +48,8 @@ class WorkerState:
         self.max_body_bytes = max_body_bytes
         self.request_timeout = request_timeout
         self.server_name = "gateway"
+        self.strict_readiness = False
+        """Whether the server is ready only while every model is, instead of any."""
         self.compare_report = ""
         """The folder that `gateway compare` has written, or will; empty: nobody has named one."""
         self.cors: Cors | None = None
@@ -71,6 +73,11 @@ class WorkerState:
         """Route by this table from now on."""
         self.table = table
         self.calls = Calls(table)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server is to get requests, as health probes ask."""
+        return self.table.all_ready if self.strict_readiness else self.table.ready
 
     def _resolve(self, wish: Wish) -> Target:
         return self.table.target(*wish)

@@ -77,13 +77,19 @@ def refusal(code: int, kind: str, message: str) -> Response:
 
 
 def health(table: RoutingTable) -> str:
-    """Whether the instances of the versions that requests get by default run."""
+    """Whether the instances of the versions that requests get by default run; Unhealthy if no model can answer.
+
+    A server without any registered model is Healthy, as TorchServe is before its first registration.
+    """
     wanted = running = 0
     for model in table.models:
         route = table.find(model)
         if route.state in ("LOADING", "READY"):
             wanted += max(route.wanted, 1)
             running += len(route.instances)
+    registered = any(route.state != "UNLOADED" for versions in table.models.values() for route in versions.values())
+    if registered and not table.ready:
+        return "Unhealthy"
     if running >= wanted:
         return "Healthy"
     return "Partial Healthy" if running else "Unhealthy"
@@ -92,9 +98,13 @@ def health(table: RoutingTable) -> str:
 @router.api_route("/ping", methods=["POST", "PUT", "DELETE", "OPTIONS", "HEAD"], include_in_schema=False)
 @router.get("/ping", tags=["TorchServe"], summary="Health", responses={200: _PING})
 async def ping(request: Request) -> Response:
-    """Whether all instances run that should, in TorchServe's words; models that are cold or failed do not count."""
+    """Whether all instances run that should, through the TorchServe API: 500 if the server is Unhealthy.
+
+    Models that are cold or failed do not count as long as any model answers.
+    """
     state: WorkerState = request.app.state.worker
-    return json_of({"status": health(state.table)})
+    status = health(state.table)
+    return json_of({"status": status}, 500 if status == "Unhealthy" else 200)
 
 
 @router.get("/api-description", tags=["TorchServe"], summary="Description", responses={200: _DESCRIPTION})

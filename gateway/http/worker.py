@@ -9,10 +9,12 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 from setproctitle import setproctitle
 
+from gateway import cpus
 from gateway.errors import DeadlineExceeded, ModelNotReady, from_code
 from gateway.http.cors import Cors
 from gateway.http.edge import open_edge
@@ -55,6 +57,8 @@ ASK_SECONDS = {
     "profile": 600.0,
 }
 ASK_DEFAULT_SECONDS = 10.0
+SPARE_THREADS = 4
+"""Above the CPUs that can be used: some threads wait for others or for memory."""
 LAST_WORDS_SECONDS = 1.0
 """So long may access log and spans take at the end."""
 
@@ -66,6 +70,7 @@ class Worker:
         self.state = WorkerState(self, start.max_body_bytes, start.request_timeout)
         self.state.edge = open_edge(start)
         self.state.server_name = start.server_name
+        self.state.strict_readiness = start.strict_readiness
         self.state.compare_report = start.compare_report
         self.state.cors = Cors(start.cors_origins) if start.cors_origins else None
         self._stream = stream
@@ -209,6 +214,8 @@ class Worker:
 
 async def serve(control: socket.socket) -> None:
     """Run one worker until the supervisor stops it or is gone."""
+    # By default there are threads for the host's cores, however few of them this process may use.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(cpus.usable() + SPARE_THREADS))
     stream: MessageStream[ToWorker] = await MessageStream.over(control, ToWorker)
     start = await stream.receive()
     assert isinstance(start, Start), "the supervisor's first word is Start"

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.saved_model import loader_impl
 
+from gateway import cpus
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.instance.handlers import with_image_input
 from gateway.instance.tensorflow_model import Call, Plan, TensorFlowModel, clean
@@ -100,7 +101,7 @@ def _no_gpu() -> str:
 
 
 def _threads(config: ModelConfig) -> int:
-    return max(1, (os.cpu_count() or 1) // 2) if config.threads == "auto" else config.threads
+    return cpus.threads(config.threads)
 
 
 def _session_options(config: ModelConfig, device: str) -> Any:

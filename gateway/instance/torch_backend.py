@@ -1,7 +1,6 @@
 """PyTorch: TorchScript archives loaded, examined without being trusted, and called with named arrays."""
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gateway import cpus
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory, RequestError
 from gateway.instance import torch_errors, torch_inputs, torch_integers, torch_signature, torch_types
 from gateway.instance.backend import Tensors
@@ -42,7 +42,10 @@ class TorchBackend:
             raise LoadFailed("the artifact is not a file; a TorchScript model is one file such as model.pt")
         if device != "cpu" and not torch.cuda.is_available():
             raise LoadFailed(torch_errors.no_gpu())
-        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2) if config.threads == "auto" else config.threads)
+        threads = cpus.threads(config.threads)
+        torch.set_num_threads(threads)
+        with contextlib.suppress(RuntimeError):  # it is set already in this process
+            torch.set_num_interop_threads(threads)  # for torch.jit.fork; PyTorch's default is the host's cores
         # The profiling executor compiles a model again for its first calls and for new shapes: 8 to 30 ms each on a
         # tiny MLP with batches of 1 to 32, 20 µs of noise after that. Without it the first call takes 1 ms, the median
         # is the same (9 µs optimised, 11 plain) and no later call is slow.

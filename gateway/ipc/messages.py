@@ -136,6 +136,7 @@ class Start(Message):
     request_timeout: float
     keep_alive_seconds: int
     drain_timeout: float
+    strict_readiness: bool = False
     server_name: str = "gateway"
     cors_origins: list[str] = []
     tls_cert: str = ""

@@ -220,7 +220,9 @@ class Keeper:
             return
         version.instances.remove(instance)
         log.warning("instance %s ended (%s) and is replaced", instance.name, how)
-        self.restarts[version.title, how] += 1
+        self.restarts[version.title, instance.cause or how] += 1
+        if instance.verdict is not None:
+            version.reason = f"an instance was ended: {instance.verdict[1]}"
         if lived >= QUICK_SECONDS:
             version.quick_deaths.clear()
         elif counts_as_quick(exit_report(instance, code)):

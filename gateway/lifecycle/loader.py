@@ -2,16 +2,17 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
-import os
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+from gateway import cpus
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.lifecycle.keeper import Keeper
 from gateway.lifecycle.placement import LEAST_BYTES, place, scaled
 from gateway.lifecycle.registry import Registry
-from gateway.lifecycle.residency import NoRoom, Residency, UsageOf
+from gateway.lifecycle.residency import AGAIN_SECONDS, NoRoom, Residency, UsageOf
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.nodes.node import Node
@@ -32,12 +33,15 @@ class Loader:
         self._node = node
         self._keeper = keeper
         self._residency = residency
-        self._turns = asyncio.Semaphore(max(2, os.cpu_count() or 1))
+        self._turns = asyncio.Semaphore(max(2, cpus.usable()))
         self._tidying: asyncio.Task[None] | None = None
         keeper.on_end = residency.release
 
-    async def load(self, version: Version, *, evict: bool) -> None:
-        """From NEW or COLD to READY or FAILED, or to COLD where there is no room without evicting."""
+    async def load(self, version: Version, *, evict: bool, patience: float | None = None) -> None:
+        """From NEW or COLD to READY or FAILED, or to COLD where there is no room without evicting.
+
+        So many seconds are waited for memory that is in use, by default PATIENCE_SECONDS.
+        """
         registry = self._registry
         listed = registry.versions.get(version.key) is version  # and not yet only a successor
         version.become(State.LOADING)
@@ -47,7 +51,7 @@ class Loader:
         failure: GatewayError | None = None
         room = False
         try:
-            room = await self._start(version, evict=evict)
+            room = await self._start(version, evict=evict, patience=patience)
         except NoRoom as error:
             failure = self._no_room(version, error)
         except GatewayError as error:
@@ -84,7 +88,7 @@ class Loader:
         version.become(State.FAILED, failure.message, OutOfMemory.code if isinstance(failure, OutOfMemory) else "")
         log.warning("%s FAILED: %s", version.title, failure.message)
 
-    async def _start(self, version: Version, *, evict: bool) -> bool:
+    async def _start(self, version: Version, *, evict: bool, patience: float | None) -> bool:
         """Place a version, make room for it and start its instances; False if there is no room without evicting."""
         artifact, residency = version.artifact, self._residency
         if artifact.problem:
@@ -96,7 +100,11 @@ class Loader:
         version.devices = place(version.groups, self._node.devices(), load, free, need, cuda=cuda)
         # Noted before anything else is waited for, so that models which load together are spread over the devices.
         residency.reserve(version, need or LEAST_BYTES)
-        if not await residency.make_room(version, self.evict if evict else None, self.evictable):
+        # Of the same model, whose lock is held here, others may go for what a request wants, but not for a successor.
+        holder = version.key[0] if version.dormant else ""
+        evict_one = functools.partial(self.evict, holder=holder) if evict else None
+        evictable = functools.partial(self.evictable, holder=holder)
+        if not await residency.make_room(version, evict_one, evictable, patience):
             return False
         async with self._turns:
             starting = asyncio.create_task(self._keeper.start_all(version))
@@ -165,24 +173,38 @@ class Loader:
 
     # Cold versions
 
-    def evictable(self) -> set[Key]:
-        """READY versions that may go cold: not pinned, and with nothing else going on with their model."""
+    async def wait_for_room(self, version: Version, deadline: float) -> None:
+        """Wait until a COLD version can be loaded without waiting, it is not COLD any more, or the deadline is over.
+
+        Whoever calls this holds no lock, so that all else goes on, also with the same model.
+        """
+        loop = asyncio.get_running_loop()
+        while version.state is State.COLD and loop.time() < deadline:
+            if await self._residency.has_room(version, self.evictable):
+                return
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    def evictable(self, *, holder: str = "") -> set[Key]:
+        """READY versions that may go cold: not pinned, and with nothing else going on with their model.
+
+        Whoever holds the lock of a model gives its name as `holder`: that lock is then in nobody's way.
+        """
         return {
             version.key
             for version in self._registry.versions.values()
             if version.is_ready()
             and not version.artifact.config.pinned
-            and not self._registry.lock(version.key[0]).locked()
+            and (version.key[0] == holder or not self._registry.lock(version.key[0]).locked())
         }
 
-    async def evict(self, key: Key) -> bool:
-        """Make a version COLD to make room for others; False if it must stay after all."""
-        if key not in self.evictable():
+    async def evict(self, key: Key, *, holder: str = "") -> bool:
+        """Make a version COLD to make room for others; False if it must stay after all. `holder` as above."""
+        if key not in self.evictable(holder=holder):
             return False
-        async with self._registry.lock(key[0]):
+        async with contextlib.nullcontext() if key[0] == holder else self._registry.lock(key[0]):
             version = self._registry.versions.get(key)
             if version is None or not version.is_ready():
-                return False  # somebody else had waited for the lock
+                return False  # another caller had waited for the lock
             self._residency.count_eviction(version)
             await self.cool(version)
         return True
@@ -199,7 +221,7 @@ class Loader:
     async def look_at_memory(self, usage_of: Callable[[], Awaitable[UsageOf]]) -> None:
         """Called from time to time: end what is over its limit, and begin to let go what is idle or over the budget."""
         await self._residency.sample(self._registry.versions.values())
-        self._residency.save_the_machine()
+        self._residency.relieve_shortage()
         if self._tidying is None or self._tidying.done():
             self._tidying = asyncio.create_task(self._tidy(usage_of))
 

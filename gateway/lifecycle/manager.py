@@ -20,7 +20,7 @@ from gateway.lifecycle.keeper import Keeper
 from gateway.lifecycle.loader import COLD_REASON, Loader
 from gateway.lifecycle.policy import aspired, to_drain
 from gateway.lifecycle.registry import Registry
-from gateway.lifecycle.residency import Residency
+from gateway.lifecycle.residency import AGAIN_SECONDS, Residency
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.lifecycle.wanted import Wanted, default_now, workers_now
@@ -180,10 +180,12 @@ class Manager:
 
         ModelNotFound, or LoadFailed with the reason; a version that serves is not lost by that.
         """
-        if not artifacts:
-            # Triton's clients look for both halves of it.
-            raise ModelNotFound(f"Request for unknown model: '{model}' is not found and failed to load")
+        there = self._wanted.there(model)
         async with self.registry.lock(model):
+            artifacts = self._wanted.still_there(artifacts, there)
+            if not artifacts:
+                # Triton's clients look for both halves of it.
+                raise ModelNotFound(f"Request for unknown model: '{model}' is not found and failed to load")
             serves = any(version.serves() for version in self.registry.of(model))
             if serves and all(artifact.problem for artifact in artifacts):
                 # Such as a model.yaml that says nothing: its policy and labels are not known, and nothing may go.
@@ -221,10 +223,12 @@ class Manager:
         Returns the highest of them, which is COLD where `workers` is 0. VersionNotFound, Conflict if it is served
         already, LoadFailed or OutOfMemory with the reason.
         """
-        chosen = aspired(artifacts) if number == ANY else [each for each in artifacts if each.version == number]
-        if not chosen:
-            raise VersionNotFound(f"model '{model}' has no version {number} in the model store")
+        in_store = self._wanted.there(model)
         async with self.registry.lock(model):
+            artifacts = self._wanted.still_there(artifacts, in_store)
+            chosen = aspired(artifacts) if number == ANY else [each for each in artifacts if each.version == number]
+            if not chosen:
+                raise VersionNotFound(f"model '{model}' has no version {number} in the model store")
             there = {each.artifact.version for each in self._registered(model) if each.state is not State.FAILED}
             new = [artifact for artifact in chosen if artifact.version not in there]
             if not new:
@@ -313,18 +317,33 @@ class Manager:
     # By a request
 
     async def wake(self, model: str, number: int) -> None:
-        """Load a COLD version for a request; returns when it is READY. Raises why it is not."""
-        async with self.registry.lock(model):
-            version = self.versions.get((model, number))
-            if version is None:
-                raise VersionNotFound(f"Request for unknown model: '{model}' version '{number}' is not found")
-            if version.state is State.COLD:
-                version.dormant = True
-                await self.loader.load(version, evict=True)
-            if not version.is_ready():
-                out_of_memory = version.refusal or version.state is State.COLD
-                error = OutOfMemory if out_of_memory else ModelNotReady
-                raise error(f"model '{model}' version {number} is {version.state}: {version.reason}")
+        """Load a COLD version for a request; returns when it is READY. Raises why it is not.
+
+        It waits for memory without the model's lock, so that the model's other versions go on.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.residency.patience
+        while True:
+            version = self._found(model, number)
+            await self.loader.wait_for_room(version, deadline)
+            async with self.registry.lock(model):
+                version = self._found(model, number)
+                if version.state is State.COLD:
+                    version.dormant = True
+                    await self.loader.load(version, evict=True, patience=0.0)
+                if version.is_ready():
+                    return
+                if version.state is not State.COLD or loop.time() >= deadline:
+                    out_of_memory = version.refusal or version.state is State.COLD
+                    error = OutOfMemory if out_of_memory else ModelNotReady
+                    raise error(f"model '{model}' version {number} is {version.state}: {version.reason}")
+            await asyncio.sleep(AGAIN_SECONDS)  # another version was faster
+
+    def _found(self, model: str, number: int) -> Version:
+        version = self.versions.get((model, number))
+        if version is None:
+            raise VersionNotFound(f"Request for unknown model: '{model}' version '{number}' is not found")
+        return version
 
     async def close(self) -> None:
         """Replace nothing any more."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from gateway.errors import OutOfMemory
+from gateway.lifecycle import scarcity
 from gateway.lifecycle.admission import Resident, admit, excess, never_fits
 from gateway.lifecycle.version import Version
 from gateway.nodes.node import DeviceMemory, Instance, Node
@@ -21,8 +22,8 @@ log = logging.getLogger("gateway.residency")
 PATIENCE_SECONDS = 10.0
 """How long a version waits for memory that others hold who cannot go now."""
 AGAIN_SECONDS = 0.05
-LAST_BYTES = 256 << 20
-"""With less available memory the machine is about to kill processes of its own choice."""
+EFFECT_SECONDS = 2.0
+"""After an instance was ended for lack of memory, so long is waited for what that gives back."""
 FRESH_SECONDS = 5.0
 AT_ONCE = 2
 """So many versions are measured again at one look, if that was FRESH_SECONDS ago: it costs milliseconds each."""
@@ -80,46 +81,93 @@ class Residency:
         estimate: Callable[[Artifact], int] = estimate,
     ) -> None:
         self.account = Account(budgets)
+        self.patience = PATIENCE_SECONDS
         self._node = node
         self._footprints = footprints
         self._ask_usage = ask_usage
         self._estimate = estimate
-        self._admitting = asyncio.Lock()
+        self._asking: asyncio.Future[UsageOf] | None = None
+        self.promised: dict[Version, Mapping[str, int]] = {}  # to versions for which others are being evicted
         self._digests: dict[Version, str] = {}
         self._baselines: WeakKeyDictionary[Instance, tuple[int, int]] = WeakKeyDictionary()
         # private and anonymous bytes when measured
         self._born: WeakKeyDictionary[Instance, int] = WeakKeyDictionary()  # anonymous bytes at the first measurement
         self._growth: WeakKeyDictionary[Instance, int] = WeakKeyDictionary()
         self._measured: WeakKeyDictionary[Version, float] = WeakKeyDictionary()
+        self._reserve = scarcity.reserve(node.available())
+        self._relieving: Instance | None = None  # ended for lack of memory, the last one
+        self._relief_until = 0.0  # of the loop's clock: till then its memory may still come back
+        self._shortage_logged = False
 
     async def make_room(
-        self, version: Version, evict: Callable[[Key], Awaitable[bool]] | None, evictable: Callable[[], set[Key]]
+        self,
+        version: Version,
+        evict: Callable[[Key], Awaitable[bool]] | None,
+        evictable: Callable[[], set[Key]],
+        patience: float | None = None,
     ) -> bool:
         """Reserve the memory that a placed version needs, evicting others if `evict` is given.
 
         False if there is no room without evicting; OutOfMemory, with both numbers, if there never is; NoRoom if all
-        that there is stays in use.
+        that there is stays in use for so many seconds. No other version has to wait meanwhile.
         """
         need = await self._need(version)
-        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
-        async with self._admitting:
-            while True:
-                admission = admit(need, self.account.budgets, self._residents(version))
-                if admission.never:
-                    raise OutOfMemory(admission.never)
-                if admission.fits:
-                    self.account.held[version] = need
-                    return True
-                if evict is None:
-                    return False
-                usage = await self._ask_usage()
-                admission = admit(need, self.account.budgets, self._residents(version, usage, evictable()))
-                gone = await asyncio.gather(*map(evict, admission.evict))
-                if not any(gone):
-                    if asyncio.get_running_loop().time() > deadline:
-                        wanted = format_size(sum(need.values()))
-                        raise NoRoom(f"it needs {wanted} of memory, and all there is belongs to models in use")
-                    await asyncio.sleep(AGAIN_SECONDS)
+        deadline = asyncio.get_running_loop().time() + (self.patience if patience is None else patience)
+        while not self._reserved(version, need):
+            if evict is None:
+                return False
+            usage = await self._usage_now()
+            residents = self._residents(version, usage, evictable()) + self._promised_to_others(version)
+            admission = admit(need, self.account.budgets, residents)
+            if admission.evict and await self._make_way(version, need, admission.evict, evict):
+                continue
+            if asyncio.get_running_loop().time() >= deadline:
+                wanted = format_size(sum(need.values()))
+                raise NoRoom(f"it needs {wanted} of memory, and all there is belongs to models in use")
+            await asyncio.sleep(AGAIN_SECONDS)
+        return True
+
+    async def has_room(self, version: Version, evictable: Callable[[], set[Key]]) -> bool:
+        """Whether a load of a COLD version need not wait: it fits now, or if others are evicted, or it never will."""
+        need = await self._need(version)
+        admission = admit(need, self.account.budgets, self._residents(version) + self._promised_to_others(version))
+        if not (admission.fits or admission.never):
+            usage = await self._usage_now()
+            residents = self._residents(version, usage, evictable()) + self._promised_to_others(version)
+            admission = admit(need, self.account.budgets, residents)
+        return bool(admission.fits or admission.never or admission.evict)
+
+    def _reserved(self, version: Version, need: Mapping[str, int]) -> bool:
+        """Reserve what a version needs if it fits now; OutOfMemory if it never does.
+
+        Decides and reserves without waiting in between, so that no other version can take the same memory.
+        """
+        residents = self._residents(version) + self._promised_to_others(version)
+        admission = admit(need, self.account.budgets, residents)
+        if admission.never:
+            raise OutOfMemory(admission.never)
+        if admission.fits:
+            self.account.held[version] = dict(need)
+        return admission.fits
+
+    def _promised_to_others(self, version: Version) -> list[Resident]:
+        return [Resident(each.key, need) for each, need in self.promised.items() if each is not version]
+
+    async def _make_way(
+        self, version: Version, need: Mapping[str, int], keys: Sequence[Key], evict: Callable[[Key], Awaitable[bool]]
+    ) -> bool:
+        """Evict these for a version, to which their memory is promised meanwhile; whether any could be evicted."""
+        self.promised[version] = need
+        try:
+            return any(await asyncio.gather(*map(evict, keys)))
+        finally:
+            del self.promised[version]
+
+    async def _usage_now(self) -> UsageOf:
+        """What the workers say of the use of each version; versions that wait for memory at once ask them once."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(self._ask_usage())
+        return await asyncio.shield(self._asking)
 
     async def _digest(self, version: Version) -> str:
         if version not in self._digests:
@@ -157,7 +205,7 @@ class Residency:
         """Bytes by device; of the host for every instance, of a GPU what was measured there before."""
         digest = await self._digest(version)
         each = self._footprints.get(digest) or self._estimate(version.artifact)
-        return {**self.account.held.get(version, {}), "cpu": each * len(version.devices)}
+        return {**self.account.held.get(version, {}), "cpu": each * (len(version.devices) or version.instances_wanted)}
 
     def _residents(
         self, but: Version | None = None, usage: UsageOf | None = None, evictable: set[Key] | None = None
@@ -200,6 +248,12 @@ class Residency:
             holds["cpu"] += footprint.private
             if instance.device.name != "cpu":
                 holds[instance.device.name] += footprint.gpu
+        # An instance that is being replaced will need as much as the others do.
+        missing = Counter(device.name for device in version.devices) - Counter(each.device.name for each in footprints)
+        for device, count in missing.items():
+            holds["cpu"] += count * max(each.private for each in footprints.values())
+            if device != "cpu":
+                holds[device] += count * max(each.gpu for each in footprints.values())
         self.account.held[version] = dict(holds)
         if digest := self._digests.get(version):
             loop = asyncio.get_running_loop()
@@ -231,12 +285,15 @@ class Residency:
                     self._growth[instance] = grown[instance] - self._born[instance]
                     private[instance] = base + max(0, grown[instance] - anonymous)
             if private:
-                self.account.held[version] = {**self.account.held.get(version, {}), "cpu": sum(private.values())}
+                missing = max(0, len(version.devices) - len(private))  # they are being replaced, and need as much
+                held = sum(private.values()) + missing * max(private.values())
+                self.account.held[version] = {**self.account.held.get(version, {}), "cpu": held}
             limit = version.artifact.config.memory_limit_bytes
             for instance, size in private.items():
                 self.account.saw(instance, size)
                 if limit and size > limit:
-                    self._end(instance, f"the model took more than its memory_limit of {format_size(limit)}")
+                    reason = f"the model took more than its memory_limit of {format_size(limit)}"
+                    self._end(instance, reason, "memory_limit")
 
     async def _measure_again(self, versions: Sequence[Version]) -> None:
         """Measure replacements, and others now and then: what they shared with the runner becomes their own."""
@@ -247,17 +304,40 @@ class Residency:
         for version in (*new, *old[:AT_ONCE]):
             await self.measure(version)
 
-    def save_the_machine(self) -> None:
-        """If there is hardly any memory left, end the instance that has grown most since it was loaded."""
-        left = self._node.available()
-        growing = [each for each, growth in self._growth.items() if growth > 0 and not each.exited.done()]
-        if left < LAST_BYTES and growing:
-            worst = max(growing, key=lambda each: self._growth[each])
-            self._end(worst, f"the machine has {format_size(left)} of memory left, and the model has grown most")
+    def relieve_shortage(self) -> None:
+        """If hardly any memory is left, end the one instance that has grown most, if that gives back enough to matter.
 
-    def _end(self, instance: Instance, reason: str) -> None:
-        log.warning("%s: %s; it is ended", instance.name, reason)
+        The next one is ended only when this one is gone and its memory has had time to come back.
+        """
+        left, now = self._node.available(), asyncio.get_running_loop().time()
+        if left >= self._reserve:
+            self._shortage_logged = False
+            return
+        if self._relieving is not None and not self._relieving.exited.done():
+            self._relief_until = now + EFFECT_SECONDS
+            return
+        if now < self._relief_until:
+            return
+        growth = {each: size for each, size in self._growth.items() if not each.exited.done()}
+        worst = scarcity.to_end(left, self._reserve, growth)
+        if worst is not None:
+            self._relieving, self._relief_until = worst, now + EFFECT_SECONDS
+            grown = format_size(growth[worst])
+            reason = f"{format_size(left)} of memory are left, and the model has grown by {grown} since it was loaded"
+            self._end(worst, reason, "low_memory")
+        elif not self._shortage_logged:
+            self._shortage_logged = True
+            log.warning(
+                "%s of memory are left; no model has grown by %s since it was loaded, so none is ended: other programs "
+                "use the memory",
+                format_size(left),
+                format_size(scarcity.matters(self._reserve)),
+            )
+
+    def _end(self, instance: Instance, reason: str, cause: str) -> None:
+        log.warning("%s is ended: %s", instance.name, reason)
         instance.verdict = (OutOfMemory.code, reason)
+        instance.cause = cause
         self._node.stop(instance, kill=True)
 
     def excess(self) -> dict[str, int]:

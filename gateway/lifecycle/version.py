@@ -72,6 +72,11 @@ class Version:
         groups = self.artifact.config.groups
         return groups if self.workers is None else scaled(groups, max(1, self.workers[0]))
 
+    @property
+    def instances_wanted(self) -> int:
+        """How many instances it has when it is in memory."""
+        return sum(group.count * max(1, len(group.gpus)) for group in self.groups)
+
     def route(self, labels: list[str], *, default: bool = False) -> VersionRoute:
         """The version, with its labels, as the HTTP workers need to know it."""
         artifact = self.artifact
@@ -90,7 +95,7 @@ class Version:
             refusal=self.refusal,
             file=artifact.path.name if artifact.path != artifact.directory else "",
             default=default,
-            wanted=len(self.devices),
+            wanted=len(self.devices) if self.state in (State.LOADING, State.READY) and not cold else 0,
             artifact_bytes=artifact.contents.size,
             stamp=artifact.stamp,
         )

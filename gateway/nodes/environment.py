@@ -23,6 +23,7 @@ _NAMES = frozenset(
     {
         "PATH",  # libraries look for tools as they are imported
         "HOME",  # where Python finds packages of `pip install --user`; instances get another
+        "TMPDIR",  # TensorFlow looks for a directory that it can write to as it is imported; instances get another
         "LANG", "LANGUAGE", "TZ",
         "VIRTUAL_ENV", "CONDA_PREFIX",
         "LD_LIBRARY_PATH", "LD_PRELOAD", "GLIBC_TUNABLES",  # how CUDA and allocators are brought in

@@ -6,13 +6,13 @@ import itertools
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from gateway import cpus
 from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed
 from gateway.instance import priority
 from gateway.instance import sandbox as instance_sandbox
@@ -77,7 +77,7 @@ class LocalNode:
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._closing = False
-        self._directory = Path(tempfile.mkdtemp(prefix="gateway-"))
+        self._directory = scratch.private_directory()
         with contextlib.suppress(LoadFailed):  # each load will say so
             if lacking := instance_sandbox.decide(sandbox, instance_sandbox.probe()).missing:
                 log.warning("models are not fully sandboxed: this machine lacks %s", " and ".join(lacking))
@@ -162,6 +162,7 @@ class LocalNode:
         path = artifact.path.absolute()
         # A SavedModel may lie one directory below its version's.
         directory = artifact.directory if artifact.directory != Path() else path if path.is_dir() else path.parent
+        config = artifact.config.of_instance
         return Spawn(
             instance=instance.name,
             model=artifact.model,
@@ -169,7 +170,7 @@ class LocalNode:
             index=instance.index,
             platform=artifact.platform,
             artifact=str(path),
-            config=artifact.config.of_instance,
+            config=msgspec.structs.replace(config, threads=cpus.threads(config.threads)),
             device=instance.device.name,
             visible_gpu=instance.device.visible,
             socket_path=instance.socket_path,
@@ -191,6 +192,7 @@ class LocalNode:
                 if instance.verdict is None and (excess := scratch.excess(line.scratch)):
                     log.warning("%s is ended: it made %s", instance.name, excess)
                     instance.verdict = InferenceFailed.code, f"the model made {excess}"
+                    instance.cause = "temporary_files"
                     self.stop(instance, kill=True)
         finally:
             del self._lines[instance]

@@ -1,13 +1,17 @@
 """What memory there is and what a process has of it, as the kernel says."""
 
-import contextlib
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
-_CGROUP = Path("/sys/fs/cgroup")
+from gateway import cgroups
+from gateway.cgroups import Group
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_LIMITS, _OLD_LIMITS = ("memory.max", "memory.high"), ("memory.limit_in_bytes",)
+"""Above memory.high the kernel slows a group down until it has shrunk."""
+_RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
+_OLD_RECLAIMABLE = ("total_inactive_file", "total_active_file")
 
 
 class ProcessMemory(NamedTuple):
@@ -50,35 +54,27 @@ def _fields(path: Path) -> dict[str, int]:
 
 def available_memory() -> int:
     """Bytes that could be taken now without swapping: the machine's, or what the control group leaves if less."""
-    figures = [_fields(Path("/proc/meminfo"))["MemAvailable"]]
-    with contextlib.suppress(OSError, ValueError):
-        figures += left_in_groups(Path("/proc/self/cgroup").read_text(encoding="utf-8"), _CGROUP)
-    return min(figures)
+    return min([_fields(Path("/proc/meminfo"))["MemAvailable"], *left_in_groups(cgroups.membership(), cgroups.ROOT)])
 
 
 def left_in_groups(membership: str, root: Path) -> list[int]:
-    """What each limited control group above this process leaves, for both versions of control groups."""
+    """Bytes that each limited control group above this process leaves, for both versions of control groups.
+
+    The kernel reclaims page cache and slab before it refuses memory to a group, so those count as free, as in
+    MemAvailable. Files in tmpfs and locked pages cannot be reclaimed, and the kernel counts them elsewhere.
+    """
     left = []
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, used, cache = root, "memory.max", "memory.current", "inactive_file"
-            if not (root / "cgroup.controllers").exists():
-                base = root / "unified"
-        elif "memory" in controllers.split(","):
-            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
-        else:
-            continue
-        group = base / path.lstrip("/")
-        # In a container the path may be the host's, and the group itself lies at the root.
-        for directory in [group, *group.parents] if group.is_dir() else [base]:
-            if not directory.is_relative_to(base):
-                break
-            with contextlib.suppress(OSError, ValueError):
-                bound = int((directory / limit).read_text(encoding="ascii"))
-                taken = int((directory / used).read_text(encoding="ascii"))
-                stat = (directory / "memory.stat").read_text(encoding="ascii")
-                match = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
-                left.append(max(0, bound - taken + (int(match[1]) if match else 0)))
+    for group in cgroups.groups("memory", membership, root):
+        limits = [group.number(name) for name in (_LIMITS if group.unified else _OLD_LIMITS)]
+        used = group.number("memory.current" if group.unified else "memory.usage_in_bytes")
+        bounds = [limit for limit in limits if limit is not None]
+        if bounds and used is not None:
+            left.append(max(0, min(bounds) - max(0, used - _reclaimable(group))))
     return left
+
+
+def _reclaimable(group: Group) -> int:
+    """Bytes of page cache and slab that a group has and that the kernel can take back."""
+    names = _RECLAIMABLE if group.unified else _OLD_RECLAIMABLE
+    figures = dict(line.split(" ", 1) for line in group.read("memory.stat").splitlines() if " " in line)
+    return sum(int(figures[name]) for name in names if figures.get(name, "").isdigit())

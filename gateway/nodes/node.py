@@ -34,6 +34,8 @@ class Instance:
     """Called with what it reports of its batches once it serves."""
     verdict: tuple[str, str] | None = None
     """(error code, sentence): why the gateway itself ended it, if that is what its requests should hear."""
+    cause: str = ""
+    """The same as a label of metrics: low_memory | memory_limit | temporary_files; empty: how its process ended."""
     abandoned: bool = False
     """Whether the gateway ended it because all requests that it was computing had been cancelled."""
 

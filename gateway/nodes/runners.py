@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+from gateway import orphans
 from gateway.errors import LoadFailed
 from gateway.ipc.messages import Exited, Forked, FromRunner, Kill, RunnerReady, Spawn, pack, unpack
 from gateway.nodes.environment import runner_environment
@@ -34,6 +35,7 @@ class Runner:
             stdin=subprocess.DEVNULL,
             env=runner_environment(os.environ),
         )
+        orphans.started(self.process)
         theirs.close()
         self._socket.setblocking(False)
         loop.add_reader(self._socket, self._receive)

@@ -2,11 +2,35 @@
 
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from gateway.errors import ConfigError
+
+_SOCKET_PATH = 107
+"""Bytes of a Unix socket's path (unix(7)), without the zero at its end."""
+_SOCKET_NAME = len("/1234567890.sock")
 MOST_BYTES = 256 << 20
 MOST_FILES = 1000
+
+
+def private_directory() -> Path:
+    """A new directory for the sockets and folders of instances; ConfigError, with what to set, if there can be none."""
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="gateway-"))
+    except OSError as error:
+        raise ConfigError(
+            f"no temporary directory can be written to ({error.strerror or error}): the sockets and temporary files of "
+            "models lie in one; set TMPDIR to a writable directory, or mount one at /tmp"
+        ) from None
+    if len(os.fsencode(directory)) + _SOCKET_NAME > _SOCKET_PATH:
+        remove(directory)
+        raise ConfigError(
+            f"the temporary directory {directory.parent} has too long a name for Unix sockets, whose path has at most "
+            f"{_SOCKET_PATH} bytes; set TMPDIR to a shorter one"
+        )
+    return directory
 
 
 def make(folder: Path) -> None:
