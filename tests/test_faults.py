@@ -273,3 +273,19 @@ def test_a_parameter_that_makes_no_sense_is_refused(own: Any, helpers: Any, para
     answer = Together(own, [numbers(own, helpers, "crashes", 1.0, **parameters)]).answers()[0]
     assert answer.status == 400
     assert next(iter(parameters)) in answer.json()["error"]
+
+
+def test_a_request_that_kills_is_judged_again_after_the_files_were_replaced(own: Any, helpers: Any) -> None:
+    poison = numbers(own, helpers, "crashes", -4000.0)
+    assert Together(own, [poison]).answers()[0].status == 500
+    refused = of(own, "gateway_requests_dropped_total", "crashes", reason="condemned")
+    Together(own, [poison]).answers()
+    assert of(own, "gateway_requests_dropped_total", "crashes", reason="condemned") == refused + 1
+    old = own.pids("instance crashes/")
+    model = own.log.parent / "store" / "crashes" / "1" / "model.pt"
+    copy = shutil.copy(model, own.log.parent / "copy.pt")
+    Path(copy).replace(model)
+    helpers.until(lambda: own.pids("instance crashes/") and not own.pids("instance crashes/") & old, 20)
+    before = restarts(own, "crashes")
+    assert Together(own, [poison]).answers()[0].status == 500
+    assert restarts(own, "crashes") > before
