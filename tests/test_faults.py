@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from gateway.lifecycle.keeper import QUICK_DEATHS
+
 MODELS = ["mlp", "slow", "crashes", "hangs"]
 QUEUE = 3
 
@@ -126,6 +128,14 @@ def test_a_request_that_kills_is_found_out_refused_and_harms_no_neighbour(own: A
     assert restarts(own, "crashes") == before
     assert own.metrics().of("gateway_requests_dropped_total", model="crashes", reason="condemned") == 6
     assert Together(own, [good[0]]).answers()[0].status == 200
+
+
+def test_many_requests_that_kill_do_not_fail_their_version(own: Any, helpers: Any) -> None:
+    killers = [numbers(own, helpers, "crashes", -1000.0 - number) for number in range(1, QUICK_DEATHS + 2)]
+    answers = Together(own, killers).answers()
+    assert {each.status for each in answers} == {500}
+    assert Together(own, [numbers(own, helpers, "crashes", 1.0)]).answers()[0].status == 200
+    assert own.versions()["crashes"] == "READY"
 
 
 def test_a_request_that_hangs_is_cut_off_alone(own: Any, helpers: Any) -> None:
@@ -263,3 +273,19 @@ def test_a_parameter_that_makes_no_sense_is_refused(own: Any, helpers: Any, para
     answer = Together(own, [numbers(own, helpers, "crashes", 1.0, **parameters)]).answers()[0]
     assert answer.status == 400
     assert next(iter(parameters)) in answer.json()["error"]
+
+
+def test_a_request_that_kills_is_judged_again_after_the_files_were_replaced(own: Any, helpers: Any) -> None:
+    poison = numbers(own, helpers, "crashes", -4000.0)
+    assert Together(own, [poison]).answers()[0].status == 500
+    refused = of(own, "gateway_requests_dropped_total", "crashes", reason="condemned")
+    Together(own, [poison]).answers()
+    assert of(own, "gateway_requests_dropped_total", "crashes", reason="condemned") == refused + 1
+    old = own.pids("instance crashes/")
+    model = own.log.parent / "store" / "crashes" / "1" / "model.pt"
+    copy = shutil.copy(model, own.log.parent / "copy.pt")
+    Path(copy).replace(model)
+    helpers.until(lambda: own.pids("instance crashes/") and not own.pids("instance crashes/") & old, 20)
+    before = restarts(own, "crashes")
+    assert Together(own, [poison]).answers()[0].status == 500
+    assert restarts(own, "crashes") > before

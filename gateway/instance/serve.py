@@ -76,8 +76,9 @@ class Server:
         self._poll.register(self._listener, select.EPOLLIN)
         self._poll.register(control, select.EPOLLIN)
         while not self._stopping or self._queue.rows:
-            ready = self._poll.poll(self._patience())
-            if not ready and self._untidy and not self._queue.rows:
+            patience = self._patience()
+            ready = self._poll.poll(patience)
+            if not ready and patience == IDLE_SECONDS:
                 self._untidy = False
                 heap.trim()
             for fd, events in ready:
@@ -100,12 +101,7 @@ class Server:
     def _patience(self) -> float:
         """Seconds to wait for events: none with work at hand, else until a batch is due or the model wants to rest."""
         if not self._queue.rows:
-            if self.checked is not None and self.checked.has_work:
-                return 0.0
-            left = self._model.rest()
-            if self._untidy:
-                return min(left, IDLE_SECONDS) if left >= 0 else IDLE_SECONDS
-            return left
+            return 0.0 if self.checked is not None and self.checked.has_work else self._rest()
         if not self._delay:
             return 0.0
         return self._queue.patience(self._batch_rows, self._delay, time.perf_counter())
@@ -115,6 +111,13 @@ class Server:
         self._batch_rows = 1
         if self.checked is not None:
             self.checked.stop()
+
+    def _rest(self) -> float:
+        """Seconds to wait for events when there is nothing to compute, until memory may be given back; below 0: any."""
+        left = self._model.rest()
+        if self._untidy:
+            return min(left, IDLE_SECONDS) if left >= 0.0 else IDLE_SECONDS
+        return left
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
