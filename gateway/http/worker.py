@@ -110,7 +110,7 @@ class Worker:
         except TimeoutError:
             raise DeadlineExceeded(f"{what} took too long") from None
         finally:
-            del self._asked[ticket]
+            del self._asked[ticket], future  # which has the error that is raised here
 
     def condemn(self, digest: bytes) -> None:
         """Refuse a request from now on, and have the supervisor tell the other workers."""

@@ -79,7 +79,12 @@ class Arena:
     @classmethod
     def create(cls, name: str, capacity: int = CAPACITY, first: int = 0) -> "Arena":
         """A new arena of its own."""
-        return cls(create_memory(name, capacity), first)
+        fd = create_memory(name, capacity)
+        try:
+            return cls(fd, first)
+        except OSError:
+            os.close(fd)
+            raise
 
     def trim(self) -> None:
         """Give the memory of an idle arena back to the system; nothing may be in use."""
@@ -159,8 +164,12 @@ class CancelNote:
 def create_memory(name: str, capacity: int = CAPACITY) -> int:
     """A descriptor of new shared memory whose size nobody can change."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, capacity)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    try:
+        os.ftruncate(fd, capacity)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -1,6 +1,7 @@
 """An HTTP worker's connection to one instance: requests out, replies in, large tensors through arenas."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -79,11 +80,7 @@ class Channel(asyncio.Protocol):
         self.on_execution: Callable[[float, int], None] | None = None
         """Called with the seconds and rows of each execution, whoever waited for it."""
         self.pending: dict[int, _Call] = {}
-        self.arena = Arena.create("gateway-requests", first=NOTE_BYTES)
-        self._cancelled = CancelNote(self.arena.view)
-        self._reply_fd = create_memory("gateway-replies")
-        self._replies = map_readable(self._reply_fd)
-        self._note = ExecutionNote(self._replies)
+        self._open_arenas()
         self._timeout = timeout
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -107,15 +104,19 @@ class Channel(asyncio.Protocol):
         A call takes `patience` seconds at most; `on_lost`, called when the instance is gone, sees to `settle`.
         """
         channel = cls(instance, patience, on_lost)
-        sock = socket.socket(socket.AF_UNIX)
+        sock: socket.socket | None = None
         try:
+            sock = socket.socket(socket.AF_UNIX)
             sock.setblocking(False)  # one that accepts no more lines must not hold up everybody
             sock.connect(path)
             socket.send_fds(sock, [b"arenas"], [channel.arena.fd, channel._reply_fd])
             await channel._loop.create_unix_connection(lambda: channel, sock=sock)
         except OSError:
-            sock.close()
+            if sock is not None:
+                sock.close()
             channel._close_arenas()
+            channel._note.release()
+            unmap(channel._replies)
             raise
         return channel
 
@@ -343,6 +344,18 @@ class Channel(asyncio.Protocol):
             return
         self._reply_trimmer = None
         self._write(request_frame(RELEASE, RELEASE_MEMORY))
+
+    def _open_arenas(self) -> None:
+        """Make both; OSError where there are no descriptors left, and then neither of them stays."""
+        with contextlib.ExitStack() as opened:
+            self.arena = Arena.create("gateway-requests", first=NOTE_BYTES)
+            opened.callback(self.arena.close)
+            self._reply_fd = create_memory("gateway-replies")
+            opened.callback(os.close, self._reply_fd)
+            self._replies = map_readable(self._reply_fd)
+            opened.pop_all()
+        self._cancelled = CancelNote(self.arena.view)
+        self._note = ExecutionNote(self._replies)
 
     def _close_arenas(self) -> None:
         self._cancelled.release()
