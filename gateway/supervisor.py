@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 
 from gateway import metrics
 from gateway.byhand import ByHand
+from gateway.departed import Departed
 from gateway.errors import GatewayError, RequestError
 from gateway.exposition import GatewayCollector, exposition
 from gateway.ipc.messages import Answer, Ask, Routes, Start
@@ -70,6 +71,7 @@ class Supervisor:
         self.manager = Manager(self._node, keeper, self.residency, self._publish, on_settled)
         self._by_hand = ByHand(settings.model_store, self._node, self.manager, self.workers.usage)
         self._profiling = Profiling(self._node, self.manager)
+        self._departed = Departed()
         self._epoch = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._said: set[str] = set()
@@ -230,8 +232,9 @@ class Supervisor:
         return overview(counters, manager.versions.values(), account, restarts, chosen, time.time())
 
     async def _scrape(self) -> bytes:
-        counters = await self.workers.counters()
+        counters = await self.workers.counters(self._departed.expired)
         versions = list(self.manager.versions.values())
+        counters = self._departed.without(counters, {(model, str(number)) for model, number in self.manager.versions})
         memory = await self._node.footprints([each for version in versions for each in version.instances])
         restarts = self.manager.keeper.restarts
         gpus = await self._node.memory()

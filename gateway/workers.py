@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from gateway import metrics
+from gateway.children import Pulse, ended
 from gateway.http.condemned import REMEMBER_SECONDS
 from gateway.ipc.messages import (
     Applied,
@@ -24,6 +25,8 @@ from gateway.ipc.messages import (
     Keys,
     Message,
     MessageStream,
+    Ping,
+    Pong,
     Routes,
     Start,
     Usage,
@@ -39,6 +42,9 @@ APPLY_SECONDS = 10.0
 RESTARTS = 5
 """So many deaths of a worker in a row, each within STEADY_SECONDS of its start, and the gateway gives up."""
 STEADY_SECONDS = 10.0
+PING_SECONDS = 1.0
+END_SECONDS = 5.0
+"""So long may a worker run on after its line is cut."""
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 20)}
 """Large blocks go back to the kernel at once (mallopt(3)). By itself glibc keeps more and more of them for the heap,
 where smaller ones leave holes: under hostile bodies a worker then takes 100 MB instead of 60."""
@@ -55,25 +61,46 @@ class _Worker:
         self.counts: list[VersionCounters] = []
         self.used: list[tuple[str, int, float, int]] = []
         self._ours, theirs = socket.socketpair()
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "gateway.http.worker", str(theirs.fileno()), str(os.getpid()), str(index)],
-            pass_fds=[theirs.fileno(), *descriptors],
-            stdin=subprocess.DEVNULL,
-            env=MALLOC | os.environ,
-        )
-        theirs.close()
+        with theirs:
+            try:
+                self.process = subprocess.Popen(  # noqa: S603 - our own module
+                    [sys.executable, "-m", "gateway.http.worker", str(theirs.fileno()), str(os.getpid()), str(index)],
+                    pass_fds=[theirs.fileno(), *descriptors],
+                    stdin=subprocess.DEVNULL,
+                    env=MALLOC | os.environ,
+                )
+            except BaseException:
+                self._ours.close()
+                raise
+        self.pulse = Pulse(self.process.pid)
 
     async def open(self) -> None:
-        """Open the line to the worker."""
-        self.stream = await MessageStream.over(self._ours, FromWorker)
-
-    def wait(self, seconds: float) -> None:
-        """Wait for its end, which comes after so many seconds at the latest. Blocks."""
+        """Open the line to the worker; if it cannot be opened, the worker is ended."""
         try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
+            self.stream = await MessageStream.over(self._ours, FromWorker)
+        except BaseException:
+            self._ours.close()
             self.process.kill()
-            self.process.wait()
+            await ended(self.process)
+            raise
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for its end, which comes after so many seconds at the latest."""
+        try:
+            await asyncio.wait_for(ended(self.process), seconds)
+        except TimeoutError:
+            self.process.kill()
+            await ended(self.process)
+
+    async def ping(self) -> None:
+        """Ping it until it hangs, and end it then."""
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            self.stream.send(Ping())
+            if self.pulse.pinged():
+                log.error("HTTP worker %d does not answer and is ended", self.index)
+                self.process.kill()
+                return
 
 
 class Workers:
@@ -108,7 +135,12 @@ class Workers:
     def _task(self, coroutine: Awaitable[None]) -> None:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a task for an HTTP worker failed", exc_info=error)
 
     async def listening(self) -> None:
         """Wait until every worker accepts connections."""
@@ -124,8 +156,7 @@ class Workers:
         """
         self._stopping = True
         self._listeners.close()  # when the workers have closed theirs, too, connections are refused
-        loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(None, each.wait, grace) for each in self._workers.values()))
+        await asyncio.gather(*(each.wait(grace) for each in self._workers.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -152,16 +183,44 @@ class Workers:
                 deaths += 1
                 await asyncio.sleep(deaths)
                 continue
-            await self._follow(worker)
+            try:
+                await self._follow(worker)
+            except Exception:
+                log.exception("what HTTP worker %d says cannot be understood", index)
+                worker.process.kill()
             if self._stopping:
                 return
-            code = await loop.run_in_executor(None, worker.process.wait)
+            code = await self._end_of(worker)
             deaths = 0 if loop.time() - started > STEADY_SECONDS else deaths + 1
             log.error("HTTP worker %d ended with code %d and is replaced", index, code)
         log.critical("HTTP worker %d does not stay up; stopping", index)
         self.given_up.set()
 
+    async def _end_of(self, worker: _Worker) -> int:
+        """The exit code of a worker whose line is cut; one that runs on is of no use and is ended."""
+        try:
+            return await asyncio.wait_for(ended(worker.process), END_SECONDS)
+        except TimeoutError:
+            worker.process.kill()
+            return await ended(worker.process)
+
     async def _follow(self, worker: _Worker) -> None:
+        """Tell a worker what it needs to begin, and act on what it says until its line is cut."""
+        pinging = asyncio.create_task(worker.ping())
+        try:
+            await self._listen(worker)
+        finally:
+            pinging.cancel()
+            worker.stream.close()
+            if self._workers.get(worker.index) is worker:
+                del self._workers[worker.index]
+            self._lost_counts += worker.counts
+            for ticket in list(self._awaited):
+                self._replied(worker, ticket)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _listen(self, worker: _Worker) -> None:
         worker.stream.send(self._start)
         if self._keys is not None:  # before the routes, without which it serves nobody
             worker.stream.send(self._keys)
@@ -170,18 +229,14 @@ class Workers:
         self._workers[worker.index] = worker
         worker.stream.send(self._routes)
         while (message := await worker.stream.receive()) is not None:
+            worker.pulse.heard()
+            if isinstance(message, Pong):
+                continue
             self._hear(worker, message)
             async with self._changed:
                 self._changed.notify_all()
-        if self._workers.get(worker.index) is worker:
-            del self._workers[worker.index]
-        self._lost_counts += worker.counts
-        for ticket in list(self._awaited):
-            self._replied(worker, ticket)
-        async with self._changed:
-            self._changed.notify_all()
 
-    def _hear(self, worker: _Worker, message: FromWorker) -> None:
+    def _hear(self, worker: _Worker, message: Hello | Applied | Counts | Ask | Condemned | Usage) -> None:
         if isinstance(message, Applied):
             worker.applied = message.epoch
         elif isinstance(message, Hello):
@@ -266,10 +321,14 @@ class Workers:
             if not waiting:
                 done.set()
 
-    async def counters(self) -> list[VersionCounters]:
-        """What all workers counted, also those that are gone; a worker that does not answer counts as it last did."""
-        await self._ask_all(lambda ticket: Collect(ticket=ticket))
-        self._lost_counts = metrics.summed([self._lost_counts])
+    async def counters(self, forget: Sequence[tuple[str, str]] = ()) -> list[VersionCounters]:
+        """What all workers counted, also those that are gone; a worker that does not answer counts as it last did.
+
+        Counters of the versions in `forget` (model, version), which are gone, are dropped.
+        """
+        await self._ask_all(lambda ticket: Collect(ticket=ticket, forget=list(forget)))
+        kept = [each for each in self._lost_counts if (each.model, each.version) not in forget]
+        self._lost_counts = metrics.summed([kept])
         for lost in self._lost_counts:
             lost.pending = 0
         return metrics.summed([self._lost_counts, *(worker.counts for worker in self._workers.values())])

@@ -33,6 +33,8 @@ from gateway.ipc.messages import (
     Hello,
     Keys,
     MessageStream,
+    Ping,
+    Pong,
     Routes,
     Start,
     ToWorker,
@@ -141,7 +143,10 @@ class Worker:
 
     def _hear(self, message: ToWorker) -> None:
         """Act on anything but new routes."""
-        if isinstance(message, Collect):
+        if isinstance(message, Ping):
+            self._stream.send(Pong())
+        elif isinstance(message, Collect):
+            self._forget(message.forget)
             self._lines.count_pending()
             self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
         elif isinstance(message, Died):
@@ -157,6 +162,13 @@ class Worker:
                 future.set_exception(from_code(message.error_code, message.text.decode()))
             else:
                 future.set_result(message.text)
+
+    def _forget(self, versions: list[tuple[str, str]]) -> None:
+        """Drop the counters of versions that are gone, unless they are back or have requests under way."""
+        for model, version in versions:
+            back = version.isdecimal() and int(version) in self.state.table.models.get(model, {})
+            if not back and not self._lines.counts_for(model, version):
+                self.state.counters.forget(model, version)
 
     async def _apply(self) -> None:
         """Put the latest routes in force: connect to new instances, let go of those that are gone, and of who waits."""
