@@ -13,7 +13,7 @@ BUSY_PINGS = 60
 
 async def ended(process: subprocess.Popen[bytes]) -> int:
     """The exit code of a child, when it has ended."""
-    while (code := process.poll()) is None:
+    while (code := process.poll()) is None:  # noqa: ASYNC110 - no event tells of a child's end
         await asyncio.sleep(POLL_SECONDS)
     return code
 
@@ -40,7 +40,7 @@ def _stat(pid: int) -> list[str]:
 class Pulse:
     """Decides by unanswered pings and used processor time whether a child hangs.
 
-    A child that is busy, or that starts, answers late and works; one that is stopped or deadlocked does neither. Pings are
+    A child that is busy or still starts uses the processor; one that is stopped or deadlocked does not. Pings are
     counted instead of seconds, so that a supervisor that was stopped itself accuses no child.
     """
 

@@ -1,5 +1,6 @@
 """How a gateway ends, and what its workers ask of it."""
 
+import os
 import signal
 import subprocess
 import time
@@ -87,3 +88,25 @@ def test_a_signal_that_comes_twice_in_a_moment_is_one_wish(start_gateway: Callab
             gateway.process.send_signal(signal.SIGINT)
             assert connection.response().status == 200
         assert gateway.process.wait(10) == 0
+
+
+def test_a_worker_that_hangs_and_an_instance_that_hangs_are_replaced_within_10_seconds(
+    start_gateway: Callable[..., Any], helpers: Any
+) -> None:
+    with start_gateway(["mlp"], "--workers", "2") as gateway:
+        worker, healthy = sorted(gateway.pids("http worker"))
+        instance = gateway.pid("instance")
+        runner = gateway.pid("runner")
+        with gateway.connect() as connection:
+            assert connection.ask(gateway.good()).status == 200
+        started = time.monotonic()
+        os.kill(worker, signal.SIGSTOP)
+        os.kill(instance, signal.SIGSTOP)
+        helpers.until(lambda: worker not in gateway.pids("http worker") and len(gateway.pids("http worker")) == 2, 10)
+        helpers.until(lambda: gateway.pids("instance") - {instance}, 10)
+        assert time.monotonic() - started < 10
+        assert healthy in gateway.pids("http worker")
+        assert gateway.pid("runner") == runner
+        os.kill(runner, signal.SIGSTOP)
+        helpers.until(lambda: gateway.pids("runner") - {runner}, 10)
+        helpers.until(lambda: gateway.infer("mlp", gateway.good().partition(b"\r\n\r\n")[2]).status == 200, 30)
