@@ -235,10 +235,23 @@ class Supervisor:
         counters = await self.workers.counters(self._departed.expired)
         versions = list(self.manager.versions.values())
         counters = self._departed.without(counters, {(model, str(number)) for model, number in self.manager.versions})
+        self._forget_departed()
         memory = await self._node.footprints([each for version in versions for each in version.instances])
         restarts = self.manager.keeper.restarts
         gpus = await self._node.memory()
         return exposition(GatewayCollector(counters, versions, memory, self.residency.account, restarts, gpus))
+
+    def _forget_departed(self) -> None:
+        """Drop what is counted here of versions whose counters are no longer shown."""
+        restarts, evictions = self.manager.keeper.restarts, self.residency.account.evictions
+        expired = set(self._departed.expired)
+        titles = {f"{model}/{version}" for model, version in expired}
+        for title, reason in list(restarts):
+            if title in titles:
+                del restarts[title, reason]
+        for model, number in list(evictions):
+            if (model, str(number)) in expired:
+                del evictions[model, number]
 
 
 async def supervise(

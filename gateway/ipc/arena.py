@@ -173,6 +173,21 @@ def create_memory(name: str, capacity: int = CAPACITY) -> int:
     return fd
 
 
+def create_pair() -> tuple[Arena, int, memoryview]:
+    """An arena for requests, and a descriptor and view of memory for replies; each begins with room for a note.
+
+    OSError where there are no descriptors left; then nothing stays open.
+    """
+    with contextlib.ExitStack() as opened:
+        requests = Arena.create("gateway-requests", first=NOTE_BYTES)
+        opened.callback(requests.close)
+        fd = create_memory("gateway-replies")
+        opened.callback(os.close, fd)
+        replies = map_readable(fd)
+        opened.pop_all()
+    return requests, fd, replies
+
+
 def unmap(view: memoryview) -> None:
     """Give a whole mapping back at once, if nobody looks at a part of it.
 

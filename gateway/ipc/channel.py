@@ -1,7 +1,6 @@
 """An HTTP worker's connection to one instance: requests out, replies in, large tensors through arenas."""
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
@@ -14,13 +13,10 @@ import msgspec
 
 from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, QueueFull, from_code
 from gateway.ipc.arena import (
-    NOTE_BYTES,
     THRESHOLD,
-    Arena,
     CancelNote,
     ExecutionNote,
-    create_memory,
-    map_readable,
+    create_pair,
     unmap,
 )
 from gateway.ipc.framing import (
@@ -80,7 +76,9 @@ class Channel(asyncio.Protocol):
         self.on_execution: Callable[[float, int], None] | None = None
         """Called with the seconds and rows of each execution, whoever waited for it."""
         self.pending: dict[int, _Call] = {}
-        self._open_arenas()
+        self.arena, self._reply_fd, self._replies = create_pair()
+        self._cancelled = CancelNote(self.arena.view)
+        self._note = ExecutionNote(self._replies)
         self._timeout = timeout
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -344,18 +342,6 @@ class Channel(asyncio.Protocol):
             return
         self._reply_trimmer = None
         self._write(request_frame(RELEASE, RELEASE_MEMORY))
-
-    def _open_arenas(self) -> None:
-        """Make both; OSError where there are no descriptors left, and then neither of them stays."""
-        with contextlib.ExitStack() as opened:
-            self.arena = Arena.create("gateway-requests", first=NOTE_BYTES)
-            opened.callback(self.arena.close)
-            self._reply_fd = create_memory("gateway-replies")
-            opened.callback(os.close, self._reply_fd)
-            self._replies = map_readable(self._reply_fd)
-            opened.pop_all()
-        self._cancelled = CancelNote(self.arena.view)
-        self._note = ExecutionNote(self._replies)
 
     def _close_arenas(self) -> None:
         self._cancelled.release()
