@@ -15,11 +15,12 @@ LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
     gateway.commands gateway.importing
     gateway.sizes gateway.yaml_text gateway.samples gateway.tensors gateway.settings gateway.ipc.lifeline
+    gateway.children
     gateway.store.contents gateway.store.regular
     gateway.store.processing
     gateway.keys gateway.tls
     gateway.store.manifest gateway.metrics gateway.lifecycle.state gateway.importing.report gateway.importing.text_proto
-    gateway.importing.fields
+    gateway.importing.fields gateway.departed
     gateway.importing.triton_scheduling
     gateway.importing.triton
     gateway.store.foreign
