@@ -148,8 +148,15 @@ class LocalNode:
         finally:
             theirs.close()
             os.close(writable)
+        try:
+            control: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
+        except BaseException:
+            runner.kill(instance)
+            ours.close()
+            os.close(readable)
+            scratch.remove(folder)
+            raise
         printed = Output(readable, instance.artifact.model, instance.name)
-        control: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
         self._lines[instance] = _Line(runner, control, forked, printed, folder)
 
     def _message(self, instance: Instance, folder: Path, background: bool) -> Spawn:
