@@ -26,6 +26,8 @@ GatewayError
 Messages are written for the person who sent the request: one sentence, no path, no traceback.
 """
 
+from typing import Self
+
 
 class GatewayError(Exception):
     """Root of the tree; `code` names the kind on the wire between processes."""
@@ -35,6 +37,15 @@ class GatewayError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def without_frames(self) -> Self:
+        """The same error, which no longer refers to the frames that it passed through.
+
+        A frame that holds the error, or a future with it, forms a cycle with the traceback. The garbage collector
+        seldom runs in an HTTP worker, so the frames' other values, such as request bodies, would stay.
+        """
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class RequestError(GatewayError):

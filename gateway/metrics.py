@@ -223,6 +223,11 @@ class Counters:
         timings = self._timings.get((model, version))
         return timings.last_used if timings is not None else 0.0
 
+    def forget(self, model: str, version: str) -> None:
+        """Drop what was counted of a version."""
+        self._versions.pop((model, version), None)
+        self._timings.pop((model, version), None)
+
     def none_pending(self) -> None:
         """No request is under way, as far as is known so far."""
         for counters in self._versions.values():

@@ -1,5 +1,7 @@
 """What must be right before anything is started: a temporary directory, keys, TLS, the package that tracing needs."""
 
+import contextlib
+import resource
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
@@ -29,6 +31,17 @@ def check(settings: Settings) -> None:
             raise ConfigError("bad value for setting 'otlp_endpoint': write a URL such as http://127.0.0.1:4318")
         if not _can_trace():
             raise ConfigError("otlp_endpoint needs OpenTelemetry: pip install 'model-serving-gateway[tracing]'")
+
+
+def raise_open_files() -> None:
+    """Raise the soft limit of open files to the hard one, for this process and its children.
+
+    A worker has a descriptor for each client and several for each instance. Nothing in the gateway uses select(2), for
+    which the low soft limit exists; an instance lowers its own limit again (instance/sandbox.py).
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _can_trace() -> bool:

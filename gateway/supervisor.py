@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 
 from gateway import metrics, orphans
 from gateway.byhand import ByHand
+from gateway.departed import Departed
 from gateway.errors import GatewayError, RequestError
 from gateway.exposition import GatewayCollector, exposition
 from gateway.ipc.messages import Answer, Ask, Routes, Start
@@ -73,6 +74,7 @@ class Supervisor:
         self.manager = Manager(self._node, keeper, self.residency, self._publish, on_settled)
         self._by_hand = ByHand(settings.model_store, self._node, self.manager, self.workers.usage)
         self._profiling = Profiling(self._node, self.manager)
+        self._departed = Departed()
         self._epoch = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._said: set[str] = set()
@@ -234,13 +236,27 @@ class Supervisor:
         return overview(counters, manager.versions.values(), account, restarts, chosen, time.time())
 
     async def _scrape(self) -> bytes:
-        counters = await self.workers.counters()
+        counters = await self.workers.counters(self._departed.expired)
         versions = list(self.manager.versions.values())
+        counters = self._departed.without(counters, {(model, str(number)) for model, number in self.manager.versions})
+        self._forget_departed()
         memory = await self._node.footprints([each for version in versions for each in version.instances])
         keeper, account = self.manager.keeper, self.residency.account
         gpus = await self._node.memory()
         violations = keeper.batches.violations
         return exposition(GatewayCollector(counters, versions, memory, account, keeper.restarts, gpus, violations))
+
+    def _forget_departed(self) -> None:
+        """Drop what is counted here of versions whose counters are no longer shown."""
+        restarts, evictions = self.manager.keeper.restarts, self.residency.account.evictions
+        expired = set(self._departed.expired)
+        titles = {f"{model}/{version}" for model, version in expired}
+        for title, reason in list(restarts):
+            if title in titles:
+                del restarts[title, reason]
+        for model, number in list(evictions):
+            if (model, str(number)) in expired:
+                del evictions[model, number]
 
 
 async def supervise(

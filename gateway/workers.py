@@ -3,14 +3,11 @@
 import asyncio
 import itertools
 import logging
-import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 
-from gateway import metrics, orphans
+from gateway import metrics
+from gateway.children import ended
 from gateway.http.condemned import REMEMBER_SECONDS
 from gateway.ipc.abandonment import AbandonmentReports
 from gateway.ipc.messages import (
@@ -22,11 +19,10 @@ from gateway.ipc.messages import (
     Condemned,
     Counts,
     Explained,
-    FromWorker,
     Hello,
     Keys,
     Message,
-    MessageStream,
+    Pong,
     Routes,
     Start,
     Usage,
@@ -34,6 +30,7 @@ from gateway.ipc.messages import (
 from gateway.listeners import Listeners
 from gateway.metrics import VersionCounters
 from gateway.store.source import Key
+from gateway.worker_process import Heard, WorkerProcess
 
 log = logging.getLogger("gateway.workers")
 
@@ -42,44 +39,8 @@ APPLY_SECONDS = 10.0
 RESTARTS = 5
 """So many deaths of a worker in a row, each within STEADY_SECONDS of its start, and the gateway gives up."""
 STEADY_SECONDS = 10.0
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 20)}
-"""Large blocks go back to the kernel at once (mallopt(3)). By itself glibc keeps more and more of them for the heap,
-where smaller ones leave holes: under hostile bodies a worker then takes 100 MB instead of 60."""
-NO_POOL = {"OPENBLAS_NUM_THREADS": "1"}
-"""numpy's linear algebra, which no worker uses, would start a thread for each of the host's cores."""
-
-
-class _Worker:
-    """The supervisor's side of one HTTP worker process."""
-
-    def __init__(self, index: int, descriptors: Iterable[int]) -> None:
-        self.index = index
-        self.stream: MessageStream[FromWorker]
-        self.applied = 0
-        self.said_hello = False
-        self.counts: list[VersionCounters] = []
-        self.used: list[tuple[str, int, float, int]] = []
-        self._ours, theirs = socket.socketpair()
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "gateway.http.worker", str(theirs.fileno()), str(os.getpid()), str(index)],
-            pass_fds=[theirs.fileno(), *descriptors],
-            stdin=subprocess.DEVNULL,
-            env=MALLOC | NO_POOL | os.environ,
-        )
-        orphans.started(self.process)
-        theirs.close()
-
-    async def open(self) -> None:
-        """Open the line to the worker."""
-        self.stream = await MessageStream.over(self._ours, FromWorker)
-
-    def wait(self, seconds: float) -> None:
-        """Wait for its end, which comes after so many seconds at the latest. Blocks."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+END_SECONDS = 5.0
+"""So long may a worker run on after its line is cut."""
 
 
 class Workers:
@@ -94,12 +55,12 @@ class Workers:
         self._keys: Keys | None = None
         self._count = count
         self._answer = answer
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._routes = Routes(epoch=0, versions=[], settled=False)
         self._condemned: dict[bytes, float] = {}
         self._changed = asyncio.Condition()
         self._tickets = itertools.count(1)
-        self._awaited: dict[int, tuple[set[_Worker], asyncio.Event]] = {}
+        self._awaited: dict[int, tuple[set[WorkerProcess], asyncio.Event]] = {}
         self._lost_counts: list[VersionCounters] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -119,7 +80,12 @@ class Workers:
     def _task(self, coroutine: Awaitable[None]) -> None:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a task for an HTTP worker failed", exc_info=error)
 
     async def listening(self) -> None:
         """Wait until every worker accepts connections."""
@@ -135,8 +101,7 @@ class Workers:
         """
         self._stopping = True
         self._listeners.close()  # when the workers have closed theirs, too, connections are refused
-        loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(None, each.wait, grace) for each in self._workers.values()))
+        await asyncio.gather(*(each.wait(grace) for each in self._workers.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -156,23 +121,51 @@ class Workers:
         while deaths < RESTARTS:
             started = loop.time()
             try:
-                worker = _Worker(index, self._descriptors)
+                worker = WorkerProcess(index, self._descriptors)
                 await worker.open()
             except OSError as error:
                 log.error("HTTP worker %d cannot be started: %s", index, error)  # noqa: TRY400 - no bug of ours
                 deaths += 1
                 await asyncio.sleep(deaths)
                 continue
-            await self._follow(worker)
+            try:
+                await self._follow(worker)
+            except Exception:
+                log.exception("what HTTP worker %d says cannot be understood", index)
+                worker.process.kill()
             if self._stopping:
                 return
-            code = await loop.run_in_executor(None, worker.process.wait)
+            code = await self._end_of(worker)
             deaths = 0 if loop.time() - started > STEADY_SECONDS else deaths + 1
             log.error("HTTP worker %d ended with code %d and is replaced", index, code)
         log.critical("HTTP worker %d does not stay up; stopping", index)
         self.given_up.set()
 
-    async def _follow(self, worker: _Worker) -> None:
+    async def _end_of(self, worker: WorkerProcess) -> int:
+        """The exit code of a worker whose line is cut; one that runs on is of no use and is ended."""
+        try:
+            return await asyncio.wait_for(ended(worker.process), END_SECONDS)
+        except TimeoutError:
+            worker.process.kill()
+            return await ended(worker.process)
+
+    async def _follow(self, worker: WorkerProcess) -> None:
+        """Tell a worker what it needs to begin, and act on what it says until its line is cut."""
+        pinging = asyncio.create_task(worker.ping())
+        try:
+            await self._listen(worker)
+        finally:
+            pinging.cancel()
+            worker.stream.close()
+            if self._workers.get(worker.index) is worker:
+                del self._workers[worker.index]
+            self._lost_counts += worker.counts
+            for ticket in list(self._awaited):
+                self._replied(worker, ticket)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _listen(self, worker: WorkerProcess) -> None:
         worker.stream.send(self._start)
         if self._keys is not None:  # before the routes, without which it serves nobody
             worker.stream.send(self._keys)
@@ -181,18 +174,14 @@ class Workers:
         self._workers[worker.index] = worker
         worker.stream.send(self._routes)
         while (message := await worker.stream.receive()) is not None:
+            worker.pulse.heard()
+            if isinstance(message, Pong):
+                continue
             self._hear(worker, message)
             async with self._changed:
                 self._changed.notify_all()
-        if self._workers.get(worker.index) is worker:
-            del self._workers[worker.index]
-        self._lost_counts += worker.counts
-        for ticket in list(self._awaited):
-            self._replied(worker, ticket)
-        async with self._changed:
-            self._changed.notify_all()
 
-    def _hear(self, worker: _Worker, message: FromWorker) -> None:
+    def _hear(self, worker: WorkerProcess, message: Heard) -> None:
         if isinstance(message, Applied):
             worker.applied = message.epoch
         elif isinstance(message, Hello):
@@ -214,10 +203,10 @@ class Workers:
         else:
             self._task(self._reply(worker, message))
 
-    async def _reply(self, worker: _Worker, ask: Ask) -> None:
+    async def _reply(self, worker: WorkerProcess, ask: Ask) -> None:
         worker.stream.send(await self._answer(ask))
 
-    def _condemn(self, source: _Worker, message: Condemned) -> None:
+    def _condemn(self, source: WorkerProcess, message: Condemned) -> None:
         """Tell the others; those that come later are told for a while, too."""
         now = time.monotonic()
         self._condemned = {digest: until for digest, until in self._condemned.items() if until > now}
@@ -257,7 +246,7 @@ class Workers:
 
     # Asking them
 
-    async def _ask_all(self, question: Callable[[int], Message]) -> set[_Worker]:
+    async def _ask_all(self, question: Callable[[int], Message]) -> set[WorkerProcess]:
         """Ask every worker and wait for the answers; those that did not answer in time."""
         ticket = next(self._tickets)
         asked = set(self._workers.values())
@@ -276,17 +265,21 @@ class Workers:
             del self._awaited[ticket]
         return asked
 
-    def _replied(self, worker: _Worker, ticket: int) -> None:
+    def _replied(self, worker: WorkerProcess, ticket: int) -> None:
         if ticket in self._awaited:
             waiting, done = self._awaited[ticket]
             waiting.discard(worker)
             if not waiting:
                 done.set()
 
-    async def counters(self) -> list[VersionCounters]:
-        """What all workers counted, also those that are gone; a worker that does not answer counts as it last did."""
-        await self._ask_all(lambda ticket: Collect(ticket=ticket))
-        self._lost_counts = metrics.summed([self._lost_counts])
+    async def counters(self, forget: Sequence[tuple[str, str]] = ()) -> list[VersionCounters]:
+        """What all workers counted, also those that are gone; a worker that does not answer counts as it last did.
+
+        Counters of the versions in `forget` (model, version), which are gone, are dropped.
+        """
+        await self._ask_all(lambda ticket: Collect(ticket=ticket, forget=list(forget)))
+        kept = [each for each in self._lost_counts if (each.model, each.version) not in forget]
+        self._lost_counts = metrics.summed([kept])
         for lost in self._lost_counts:
             lost.pending = 0
         return metrics.summed([self._lost_counts, *(worker.counts for worker in self._workers.values())])

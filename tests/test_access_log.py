@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,15 +82,43 @@ def test_a_reader_that_does_not_read_costs_lines_and_not_time(monkeypatch: pytes
     assert sum("path" in line for line in found) + dropped == count
 
 
-def test_a_reader_that_is_gone_ends_the_log_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
-    readable, writable = os.pipe()
-    os.close(readable)
+def test_a_reader_that_is_gone_does_not_end_the_log(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helpers: Any
+) -> None:
+    monkeypatch.setattr(access_log, "RETRY_SECONDS", 0.05)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    first = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writable = os.open(path, os.O_WRONLY)
     log = AccessLog(writable)
-    log.add(visit())
+    os.close(first)
+    log.add(visit("/lost"))
+    helpers.until(lambda: "is tried again" in caplog.text, SECONDS)
+    second = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log.add(visit("/found"))
     log.close(SECONDS)
-    log.add(visit())
     os.close(writable)
-    assert "the access log ends here" in caplog.text
+    lines = read_all(second)
+    assert [line["path"] for line in lines if "path" in line] == ["/found"]
+    assert sum(line.get("dropped_lines", 0) for line in lines) == 1
+    assert caplog.text.count("is tried again") == 1
+
+
+def test_a_full_pipe_that_another_process_has_made_non_blocking_loses_no_line() -> None:
+    readable, writable = os.pipe2(os.O_NONBLOCK)
+    os.set_blocking(readable, True)
+    log = AccessLog(writable)
+    count = 3000  # several times what a pipe holds
+    for number in range(count):
+        log.add(visit(f"/{number}"))
+    log.close(0)
+    found: list[dict[str, Any]] = []
+    reader = threading.Thread(target=lambda: found.extend(read_all(readable)))
+    reader.start()
+    log.close(SECONDS)
+    os.close(writable)
+    reader.join(SECONDS)
+    assert [line["path"] for line in found] == [f"/{number}" for number in range(count)]
 
 
 def test_two_workers_lines_do_not_mix_on_a_pipe() -> None:

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import time
@@ -584,3 +585,34 @@ async def test_nobody_who_was_told_of_a_loss_is_kept(tmp_path: Path) -> None:
         await turns()
         assert not line.channel.pending
         assert owner() is None
+
+
+def open_descriptors() -> set[int]:
+    return {int(each.name) for each in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.parametrize("left", range(8))
+async def test_a_connect_that_finds_no_descriptors_leaves_none(tmp_path: Path, left: int) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        before = open_descriptors()
+        top = max(before) + 1
+        fillers = [os.dup(0) for _ in range(top)]  # all numbers below are taken
+        highest = max(fillers)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + left, hard))
+            for _ in range(3):
+                with contextlib.suppress(OSError):
+                    channel = await Channel.connect("i", path, PATIENCE, Channel.settle)
+                    channel.close()
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in fillers:
+                os.close(fd)
+    after = open_descriptors()
+    assert len(after) <= len(before)

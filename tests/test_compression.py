@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import PayloadTooLarge, RequestError, UnsupportedEncoding
-from gateway.http.compression import chosen_encoding, compress, decompress
+from gateway.http.compression import MAX_MEMBERS, chosen_encoding, compress, decompress
 
 quick = settings(max_examples=100, deadline=None)
 ENCODINGS = ("gzip", "x-gzip", "deflate")
@@ -81,6 +81,33 @@ def test_any_bytes_unpack_or_are_a_request_error(body: bytes, encoding: str, lim
     except RequestError:
         return
     assert len(plain) <= limit
+
+
+@quick
+@given(st.lists(plains, min_size=2, max_size=8), st.sampled_from(["gzip", "x-gzip"]))
+def test_gzip_of_several_members_is_what_they_hold_one_after_another(bodies: list[bytes], encoding: str) -> None:
+    whole = b"".join(map(gzip.compress, bodies))
+    size = sum(map(len, bodies))
+    assert decompress(whole, encoding, size) == b"".join(bodies)
+    if size:
+        with pytest.raises(PayloadTooLarge):
+            decompress(whole, encoding, size - 1)
+    with pytest.raises(RequestError, match="cut off"):
+        decompress(whole[:-1], encoding, size)
+    with pytest.raises(RequestError, match="cut off"):
+        decompress(whole + b"more", encoding, size)
+
+
+def test_a_bomb_over_several_members_is_stopped_at_the_limit() -> None:
+    with pytest.raises(PayloadTooLarge):
+        decompress(gzip.compress(bytes(600_000)) * 2, "gzip", 1_000_000)
+
+
+def test_members_are_bounded_in_number() -> None:
+    empty = gzip.compress(b"")
+    assert decompress(empty * MAX_MEMBERS, "gzip", 10) == b""
+    with pytest.raises(RequestError, match="members"):
+        decompress(empty * (10 * MAX_MEMBERS), "gzip", 10)
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "", "GZIP", "x" * 1000])

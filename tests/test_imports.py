@@ -14,14 +14,14 @@ ROOT = Path(gateway.__file__).parent
 LAYERS = """
     gateway gateway.errors gateway.ipc gateway.instance gateway.http gateway.lifecycle gateway.nodes gateway.store
     gateway.commands gateway.importing
-    gateway.cgroups gateway.orphans
+    gateway.cgroups gateway.orphans gateway.children
     gateway.sizes gateway.cpus gateway.pixels gateway.yaml_text gateway.samples gateway.tensors gateway.settings
     gateway.ipc.lifeline
     gateway.store.contents gateway.store.regular
     gateway.store.processing
     gateway.keys gateway.tls
     gateway.store.manifest gateway.metrics gateway.lifecycle.state gateway.importing.report gateway.importing.text_proto
-    gateway.importing.fields
+    gateway.importing.fields gateway.departed
     gateway.importing.triton_scheduling
     gateway.importing.triton
     gateway.store.foreign
@@ -68,7 +68,7 @@ LAYERS = """
     gateway.http.*
     gateway.listeners gateway.keyring
     gateway.precautions
-    gateway.workers gateway.startup
+    gateway.worker_process gateway.workers gateway.startup
     gateway.supervisor gateway.verdicts
     gateway.validation
     gateway.commands.*

@@ -1,5 +1,7 @@
 """How a gateway ends, and what its workers ask of it."""
 
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -7,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from gateway.departed import KEPT_SCRAPES
 
 
 def test_at_sigterm_requests_under_way_are_answered_and_the_exit_code_is_0(
@@ -87,3 +91,45 @@ def test_a_signal_that_comes_twice_in_a_moment_is_one_wish(start_gateway: Callab
             gateway.process.send_signal(signal.SIGINT)
             assert connection.response().status == 200
         assert gateway.process.wait(10) == 0
+
+
+def test_a_worker_that_hangs_and_an_instance_that_hangs_are_replaced_within_10_seconds(
+    start_gateway: Callable[..., Any], helpers: Any
+) -> None:
+    with start_gateway(["mlp"], "--workers", "2") as gateway:
+        worker, healthy = sorted(gateway.pids("http worker"))
+        instance = gateway.pid("instance")
+        runner = gateway.pid("runner")
+        with gateway.connect() as connection:
+            assert connection.ask(gateway.good()).status == 200
+        started = time.monotonic()
+        os.kill(worker, signal.SIGSTOP)
+        os.kill(instance, signal.SIGSTOP)
+        helpers.until(lambda: worker not in gateway.pids("http worker") and len(gateway.pids("http worker")) == 2, 10)
+        helpers.until(lambda: gateway.pids("instance") - {instance}, 10)
+        assert time.monotonic() - started < 10
+        assert healthy in gateway.pids("http worker")
+        assert gateway.pid("runner") == runner
+        os.kill(runner, signal.SIGSTOP)
+        helpers.until(lambda: gateway.pids("runner") - {runner}, 10)
+        helpers.until(lambda: gateway.infer("mlp", gateway.good().partition(b"\r\n\r\n")[2]).status == 200, 30)
+
+
+def test_metrics_of_a_version_that_is_gone_are_dropped_after_some_scrapes(
+    start_gateway: Callable[..., Any], helpers: Any
+) -> None:
+    with start_gateway(["mlp", "slow"]) as gateway, gateway.connect() as connection:
+        for _ in range(3):
+            assert connection.ask(gateway.good()).status == 200
+        gateway.slow()
+        before = gateway.metrics().of("gateway_requests_total", model="slow")
+        shutil.move(gateway.log.parent / "store" / "mlp", gateway.log.parent / "mlp")
+        helpers.until(lambda: "mlp" not in gateway.versions(), 10)
+        assert gateway.metrics().of("gateway_requests_total", model="mlp") == 3, "not at once: it is to be scraped"
+        for _ in range(KEPT_SCRAPES + 1):
+            assert gateway.metrics().of("gateway_requests_total", model="slow") == before
+        assert not [each for each in gateway.metrics().samples if each.labels.get("model") == "mlp"]
+        shutil.move(gateway.log.parent / "mlp", gateway.log.parent / "store" / "mlp")
+        helpers.until(lambda: gateway.versions().get("mlp") == "READY", 20)
+        assert connection.ask(gateway.good()).status == 200
+        assert gateway.metrics().of("gateway_requests_total", model="mlp") == 1

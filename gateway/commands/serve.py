@@ -78,7 +78,7 @@ def serve(
     from gateway.errors import ConfigError  # noqa: PLC0415
     from gateway.lifecycle.manager import Manager  # noqa: PLC0415
     from gateway.listeners import listen  # noqa: PLC0415
-    from gateway.precautions import check  # noqa: PLC0415
+    from gateway.precautions import check, raise_open_files  # noqa: PLC0415
     from gateway.settings import read_settings  # noqa: PLC0415
     from gateway.startup import announce  # noqa: PLC0415
     from gateway.supervisor import supervise  # noqa: PLC0415
@@ -105,6 +105,7 @@ def serve(
             announce(console, urls, list(manager.versions.values()), manager.residency.account, as_json=as_json)
 
     say(f"gateway {__version__}: loading {settings.model_store}")
+    raise_open_files()
     code = asyncio.run(
         supervise(
             settings,

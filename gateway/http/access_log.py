@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import stat
 import threading
 import time
@@ -17,6 +18,8 @@ log = logging.getLogger("gateway.worker")
 MOST_BYTES = 16 << 20
 """Of lines that wait to be written; those beyond are dropped, and counted."""
 PAUSE_SECONDS = 0.05
+RETRY_SECONDS = 1.0
+"""After so long a descriptor that refused lines (a reader that is gone, a full disk) is tried again."""
 ATOMIC = 4096
 """What a pipe takes at once is not mixed with what others write to it (pipe(7), PIPE_BUF)."""
 
@@ -113,8 +116,10 @@ class AccessLog:
         self._waiting = 0
         self._written = 0
         self._dropped = 0
+        self._lost = 0  # as `_dropped`, of those that the thread had taken
         self._told = 0
-        self._broken = False
+        self._failing = False
+        self._torn = False  # the last piece was written in part
         self._closed = threading.Event()
         self._news = threading.Event()
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
@@ -123,7 +128,7 @@ class AccessLog:
     def add(self, visit: Visit) -> None:
         """Write down a request, soon."""
         line = line_of(visit)
-        if self._broken or self._waiting - self._written > MOST_BYTES:
+        if self._waiting - self._written > MOST_BYTES:
             self._dropped += 1
             return
         self._waiting += len(line)
@@ -139,27 +144,59 @@ class AccessLog:
 
     def _run(self) -> None:
         """Write what has come, many lines at once; the pause lets them gather."""
-        try:
-            while True:
-                self._news.wait()
-                closed = self._closed.wait(PAUSE_SECONDS)
-                self._news.clear()
-                self._write_all()
-                if closed:
-                    return
-        except OSError as error:
-            log.warning("the access log ends here: %s", error.strerror)
-            self._broken = True
+        while True:
+            self._news.wait()
+            closed = self._closed.wait(PAUSE_SECONDS)
+            self._news.clear()
+            written = self._write_all()
+            if closed:
+                return
+            if not written:
+                self._closed.wait(RETRY_SECONDS)
+                self._news.set()
 
-    def _write_all(self) -> None:
+    def _write_all(self) -> bool:
+        """Write what has come; False if the descriptor takes nothing. What is lost is counted, and reported later."""
         lines = []
         while self._lines:
             lines.append(self._lines.popleft())
-        if dropped := self._dropped - self._told:
-            self._told += dropped
-            lines.append(_encode(_Dropped(timestamp(time.time()), dropped)) + b"\n")
-        for piece in portions(lines, self._size):
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+        lost = self._dropped + self._lost
+        if lost > self._told:
+            if self._write(_encode(_Dropped(timestamp(time.time()), lost - self._told)) + b"\n"):
+                self._lose(lines)
+                return False
+            self._told = lost
+        pieces = list(portions(lines, self._size))
+        for index, piece in enumerate(pieces):
+            if rest := self._write(piece):
+                self._written += len(piece) - len(rest)
+                self._lose([rest, *pieces[index + 1 :]])
+                return False
             self._written += len(piece)
+        return True
+
+    def _lose(self, pieces: list[bytes]) -> None:
+        self._lost += sum(piece.count(b"\n") for piece in pieces)
+        self._written += sum(map(len, pieces))
+
+    def _write(self, piece: bytes) -> bytes:
+        """Write a piece, waiting for room as long as it takes; what of it the descriptor refuses."""
+        rest = memoryview(piece)
+        while rest:
+            try:
+                if self._torn:
+                    os.write(self._descriptor, b"\n")
+                    self._torn = False
+                rest = rest[os.write(self._descriptor, rest) :]
+            except BlockingIOError:  # another process has made the pipe that they share non-blocking
+                room = select.poll()
+                room.register(self._descriptor, select.POLLOUT)
+                room.poll()
+            except OSError as error:
+                if not self._failing:
+                    log.warning("the access log cannot be written and is tried again: %s", error.strerror)
+                self._failing = True
+                self._torn = len(rest) < len(piece)
+                return bytes(rest)
+        self._failing = False
+        return b""

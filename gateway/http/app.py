@@ -255,6 +255,8 @@ async def metrics(request: Request, state: State) -> Response:
 
 
 async def _gateway_error(_: Request, error: Exception) -> Response:
+    if isinstance(error, GatewayError):
+        error.without_frames()
     return Response(error_body(error), status_of(error), error_headers(error), "application/json")
 
 

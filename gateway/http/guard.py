@@ -131,6 +131,7 @@ class _Exchange:
 
     async def fail(self, error: GatewayError) -> None:
         """Answer with an error, in the app's own words, if nothing is answered yet."""
+        error.without_frames()
         if self._visit is not None:
             self._visit.error = error.code
         if self._status:

@@ -296,6 +296,7 @@ class Inference(Dispatch):
         self._write(200, [response_head(200, len(packed), kind, headers), self._end_of_head(), packed])
 
     def _answer_error(self, error: GatewayError) -> None:
+        error.without_frames()
         status, body = self._call.dialect.error(error, self._wish or self._call.wish)
         head = response_head(status, len(body), headers=error_headers(error))
         if self.visit is not None:

@@ -98,6 +98,10 @@ class Lines:
         for channel, counters in self._lines.items():
             counters.pending += len(channel.pending)
 
+    def counts_for(self, model: str, version: str) -> bool:
+        """Whether a line of this version may have requests under way."""
+        return any((each.model, each.version) == (model, version) for each in self._lines.values())
+
     def died(self, death: Died) -> None:
         """The supervisor says how an instance ended."""
         while len(self._verdicts) >= VERDICTS:

@@ -1,6 +1,7 @@
 """Requests that cannot be sent now and soon may: their model is being loaded for them, or its process replaced."""
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -48,7 +49,7 @@ class _Once(Waiter):
 
     def give_up(self, error: GatewayError) -> None:
         if not self.woken.done():
-            self.woken.set_exception(error)
+            self.woken.set_exception(copy.copy(error))  # each coroutine that raises it adds its own frames
 
 
 class WaitingRoom:
@@ -109,7 +110,7 @@ class WaitingRoom:
                 if group.route.state == "COLD":
                     self._have_loaded(group.route)
             except GatewayError as error:
-                self._dissolve(wish, error)
+                self._dissolve(wish, error.without_frames())
             else:
                 self._dissolve(wish, None)
 
@@ -129,6 +130,7 @@ class WaitingRoom:
                     raise DeadlineExceeded(f"{not_yet.message}, and was not ready within {seconds:g} s") from None
                 finally:
                     self.leave(wish, waiter)
+                    del waiter  # its future has the error that is raised here
 
     def _dissolve(self, wish: Wish, error: GatewayError | None) -> None:
         group = self._groups.pop(wish)
@@ -150,7 +152,7 @@ class WaitingRoom:
             await self._wake(model, version)
             await asyncio.sleep(AGAIN_SECONDS)  # the routes that make it ready have come by now
         except GatewayError as error:
-            refused = error
+            refused = error.without_frames()
         del self._waking[model, version]
         if refused is None:
             self.look_again()

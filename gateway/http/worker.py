@@ -38,6 +38,8 @@ from gateway.ipc.messages import (
     Hello,
     Keys,
     MessageStream,
+    Ping,
+    Pong,
     Routes,
     Start,
     ToWorker,
@@ -120,7 +122,7 @@ class Worker:
         except TimeoutError:
             raise DeadlineExceeded(f"{what} took too long") from None
         finally:
-            del self._asked[ticket]
+            del self._asked[ticket], future  # which has the error that is raised here
 
     def condemn(self, digest: bytes) -> None:
         """Refuse a request from now on, and have the supervisor tell the other workers."""
@@ -159,7 +161,10 @@ class Worker:
 
     def _hear(self, message: ToWorker) -> None:
         """Act on anything but new routes."""
-        if isinstance(message, Collect):
+        if isinstance(message, Ping):
+            self._stream.send(Pong())
+        elif isinstance(message, Collect):
+            self._forget(message.forget)
             self._lines.count_pending()
             self._stream.send(Counts(ticket=message.ticket, packed=self.state.counters.packed()))
         elif isinstance(message, Died):
@@ -175,6 +180,13 @@ class Worker:
                 future.set_exception(from_code(message.error_code, message.text.decode()))
             else:
                 future.set_result(message.text)
+
+    def _forget(self, versions: list[tuple[str, str]]) -> None:
+        """Drop the counters of versions that are gone, unless they are back or have requests under way."""
+        for model, version in versions:
+            back = version.isdecimal() and int(version) in self.state.table.models.get(model, {})
+            if not back and not self._lines.counts_for(model, version):
+                self.state.counters.forget(model, version)
 
     async def _apply(self) -> None:
         """Put the latest routes in force: connect to new instances, let go of those that are gone, and of who waits."""

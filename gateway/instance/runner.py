@@ -18,7 +18,7 @@ from setproctitle import setproctitle
 from gateway.instance import priority, process, sandbox
 from gateway.instance.backend import Backend
 from gateway.ipc.lifeline import die_with_parent
-from gateway.ipc.messages import Exited, Forked, Kill, RunnerReady, Spawn, ToRunner, pack, unpack
+from gateway.ipc.messages import Exited, Forked, Kill, Ping, Pong, RunnerReady, Spawn, ToRunner, pack, unpack
 
 FORK_NICE = 10
 """Lower, and those who wait for another model would wait for this fork too long."""
@@ -77,7 +77,9 @@ class Runner:
         if not data:
             return False
         message: ToRunner = unpack(data, ToRunner)
-        if isinstance(message, Kill):
+        if isinstance(message, Ping):
+            self._control.send(pack(Pong()))
+        elif isinstance(message, Kill):
             for fd, (_, instance) in self._children.items():
                 if instance == message.instance:
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -106,7 +108,12 @@ class Runner:
                 priority.raise_again(parent)
         if pid == 0:
             self._become_instance(spawn, control_fd, output_fd, parent)
-        fd = os.pidfd_open(pid)
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # not watched, it would be left behind
+            os.waitpid(pid, 0)
+            raise
         self._control.send(pack(Forked(instance=spawn.instance, pid=pid)))
         os.close(control_fd)
         os.close(output_fd)

@@ -79,7 +79,12 @@ class Arena:
     @classmethod
     def create(cls, name: str, capacity: int = CAPACITY, first: int = 0) -> "Arena":
         """A new arena of its own."""
-        return cls(create_memory(name, capacity), first)
+        fd = create_memory(name, capacity)
+        try:
+            return cls(fd, first)
+        except OSError:
+            os.close(fd)
+            raise
 
     def trim(self) -> None:
         """Give the memory of an idle arena back to the system; nothing may be in use."""
@@ -168,9 +173,28 @@ class CancelNote:
 def create_memory(name: str, capacity: int = CAPACITY) -> int:
     """A descriptor of new shared memory whose size nobody can change."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, capacity)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    try:
+        os.ftruncate(fd, capacity)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
+
+
+def create_pair() -> tuple[Arena, int, memoryview]:
+    """An arena for requests, and a descriptor and view of memory for replies; each begins with room for a note.
+
+    OSError where there are no descriptors left; then nothing stays open.
+    """
+    with contextlib.ExitStack() as opened:
+        requests = Arena.create("gateway-requests", first=NOTE_BYTES)
+        opened.callback(requests.close)
+        fd = create_memory("gateway-replies")
+        opened.callback(os.close, fd)
+        replies = map_readable(fd)
+        opened.pop_all()
+    return requests, fd, replies
 
 
 def unmap(view: memoryview) -> None:

@@ -14,13 +14,10 @@ import msgspec
 from gateway.errors import DeadlineExceeded, GatewayError, InstanceDied, ProtocolError, QueueFull, from_code
 from gateway.ipc.abandonment import AbandonmentWatch
 from gateway.ipc.arena import (
-    NOTE_BYTES,
     THRESHOLD,
-    Arena,
     CancelNote,
     ExecutionNote,
-    create_memory,
-    map_readable,
+    create_pair,
     unmap,
 )
 from gateway.ipc.framing import (
@@ -72,10 +69,8 @@ class Channel(asyncio.Protocol):
         self.on_execution: Callable[[float, int], None] | None = None
         """Called with the seconds and rows of each execution, whoever waited for it."""
         self.pending: dict[int, Call] = {}
-        self.arena = Arena.create("gateway-requests", first=NOTE_BYTES)
+        self.arena, self._reply_fd, self._replies = create_pair()
         self._cancelled = CancelNote(self.arena.view)
-        self._reply_fd = create_memory("gateway-replies")
-        self._replies = map_readable(self._reply_fd)
         self._note = ExecutionNote(self._replies)
         self.abandonment = AbandonmentWatch(self._note, self.pending)
         self._timeout = timeout
@@ -101,15 +96,19 @@ class Channel(asyncio.Protocol):
         A call takes `patience` seconds at most; `on_lost`, called when the instance is gone, sees to `settle`.
         """
         channel = cls(instance, patience, on_lost)
-        sock = socket.socket(socket.AF_UNIX)
+        sock: socket.socket | None = None
         try:
+            sock = socket.socket(socket.AF_UNIX)
             sock.setblocking(False)  # one that accepts no more lines must not hold up everybody
             sock.connect(path)
             socket.send_fds(sock, [b"arenas"], [channel.arena.fd, channel._reply_fd])
             await channel._loop.create_unix_connection(lambda: channel, sock=sock)
         except OSError:
-            sock.close()
+            if sock is not None:
+                sock.close()
             channel._close_arenas()
+            channel._note.release()
+            unmap(channel._replies)
             raise
         return channel
 

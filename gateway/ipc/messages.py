@@ -229,9 +229,18 @@ class AskUsage(Message):
 
 
 class Collect(Message):
-    """Send what has been counted."""
+    """Send what has been counted, and forget what was counted of these versions, [model, version], which are gone."""
 
     ticket: int
+    forget: list[tuple[str, str]] = []
+
+
+class Ping(Message):
+    """Answer at once with Pong (supervisor → worker, supervisor → runner)."""
+
+
+class Pong(Message):
+    """Answer to Ping."""
 
 
 class Answer(Message):
@@ -307,10 +316,10 @@ class Abandoned(Message):
     total: int
 
 
-ToRunner = Spawn | Kill
-FromRunner = RunnerReady | Forked | Exited
-ToWorker = Start | Keys | Routes | Collect | Answer | Died | Condemned | AskUsage
-FromWorker = Hello | Applied | Counts | Ask | Condemned | Explained | Abandoned | Usage
+ToRunner = Spawn | Kill | Ping
+FromRunner = RunnerReady | Forked | Exited | Pong
+ToWorker = Start | Keys | Routes | Collect | Answer | Died | Condemned | AskUsage | Ping
+FromWorker = Hello | Applied | Counts | Ask | Condemned | Explained | Abandoned | Usage | Pong
 
 _encode = msgspec.msgpack.Encoder().encode
 T = TypeVar("T")

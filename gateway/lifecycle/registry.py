@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from weakref import WeakValueDictionary
 
 from gateway.ipc.messages import VersionRoute
 from gateway.lifecycle.policy import labels_now
@@ -19,7 +20,8 @@ class Registry:
         self.defaults: dict[str, int | None] = {}
         """Model → the version that requests without one get, where somebody has said so by hand."""
         self._labels: dict[str, dict[str, int]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Each as long as somebody holds it or waits for it: any name can be asked for."""
         self._publish = publish
         self._published: list[VersionRoute] = []
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from gateway import cpus
+from gateway.children import is_stopped
 from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed
 from gateway.instance import priority
 from gateway.instance import sandbox as instance_sandbox
@@ -36,6 +37,8 @@ log = logging.getLogger("gateway.node")
 RUNNER_SECONDS = 120.0
 LOOK_SECONDS = 1.0
 """How often the temporary folder of an instance is looked at."""
+STOPPED_LOOKS = 5
+"""An instance that a signal has stopped (SIGSTOP) is ended when it is found so at so many looks in a row."""
 GIVE_WAY_SECONDS = 5.0
 """For so long a load in the background lets everybody else go first."""
 MAX_FROM_INSTANCE = 256 << 10
@@ -106,6 +109,7 @@ class LocalNode:
         try:
             await asyncio.wait_for(asyncio.shield(runner.imported), RUNNER_SECONDS)
         except TimeoutError:
+            runner.process.kill()  # the next load starts another
             raise LoadFailed(f"{framework} was not imported within {RUNNER_SECONDS:g} s") from None
         return runner
 
@@ -141,7 +145,13 @@ class LocalNode:
         folder = Path(message.scratch)
         scratch.make(folder)
         ours, theirs = socket.socketpair()
-        readable, writable = output.pipe()
+        try:
+            readable, writable = output.pipe()
+        except OSError:
+            ours.close()
+            theirs.close()
+            scratch.remove(folder)
+            raise
         try:
             forked = runner.spawn(message, instance, [theirs.fileno(), writable])
         except BaseException:
@@ -152,8 +162,15 @@ class LocalNode:
         finally:
             theirs.close()
             os.close(writable)
+        try:
+            stream: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
+        except BaseException:
+            runner.kill(instance)
+            ours.close()
+            os.close(readable)
+            scratch.remove(folder)
+            raise
         printed = Output(readable, instance.artifact.model, instance.name)
-        stream: MessageStream[FromInstance] = await MessageStream.over(ours, FromInstance, MAX_FROM_INSTANCE)
         control = Control(stream, lambda report: instance.on_report(report))  # noqa: PLW0108 - set later
         self._lines[instance] = _Line(runner, control, forked, printed, folder)
 
@@ -187,8 +204,13 @@ class LocalNode:
         line = self._lines[instance]
         try:
             await self._hear(instance, line)
+            stopped = 0
             while not instance.exited.done():
                 await asyncio.wait([instance.exited], timeout=LOOK_SECONDS)
+                stopped = stopped + 1 if is_stopped(instance.pid) else 0
+                if stopped == STOPPED_LOOKS:
+                    log.warning("%s is ended: a signal has stopped it", instance.name)
+                    self.stop(instance, kill=True)
                 if instance.verdict is None and (excess := scratch.excess(line.scratch)):
                     log.warning("%s is ended: it made %s", instance.name, excess)
                     instance.verdict = InferenceFailed.code, f"the model made {excess}"

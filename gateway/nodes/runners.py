@@ -1,6 +1,7 @@
 """The supervisor's side of a runner process: starts it, sends it Spawn and Kill, hears of forks and exits."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -9,14 +10,18 @@ import subprocess
 import sys
 
 from gateway import orphans
+from gateway.children import Pulse, ended
 from gateway.errors import LoadFailed
-from gateway.ipc.messages import Exited, Forked, FromRunner, Kill, RunnerReady, Spawn, pack, unpack
+from gateway.ipc.messages import Exited, Forked, FromRunner, Kill, Ping, RunnerReady, Spawn, pack, unpack
 from gateway.nodes.environment import runner_environment
 from gateway.nodes.node import Instance
 
 log = logging.getLogger("gateway.node")
 
 MAX_DATAGRAM = 1 << 17
+PING_SECONDS = 1.0
+END_SECONDS = 5.0
+"""So long may a runner run on after its line is cut."""
 
 
 class Runner:
@@ -29,16 +34,23 @@ class Runner:
         self.imported: asyncio.Future[RunnerReady] = loop.create_future()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         arguments = [framework, str(theirs.fileno()), str(os.getpid())]
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "gateway.instance.runner", *arguments],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=runner_environment(os.environ),
-        )
+        with theirs:
+            try:
+                self.process = subprocess.Popen(  # noqa: S603 - our own module
+                    [sys.executable, "-m", "gateway.instance.runner", *arguments],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=runner_environment(os.environ),
+                )
+            except BaseException:
+                self._socket.close()
+                raise
         orphans.started(self.process)
-        theirs.close()
+        self._pulse = Pulse(self.process.pid)
         self._socket.setblocking(False)
         loop.add_reader(self._socket, self._receive)
+        self._pinging = loop.create_task(self._ping())
+        self._ending: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
@@ -63,6 +75,18 @@ class Runner:
         if self.alive:
             self._socket.send(pack(Kill(instance=instance.name)))
 
+    async def _ping(self) -> None:
+        """Ping it as soon as it can answer, and end it when it hangs; its instances end with it, and are replaced."""
+        await asyncio.wait([self.imported])
+        while self.alive:
+            await asyncio.sleep(PING_SECONDS)
+            with contextlib.suppress(OSError):  # full: it does not read
+                self._socket.send(pack(Ping()))
+            if self._pulse.pinged():
+                log.error("runner %s does not answer and is ended", self.framework)
+                self.process.kill()
+                return
+
     def _receive(self) -> None:
         try:
             data = self._socket.recv(MAX_DATAGRAM)
@@ -74,6 +98,7 @@ class Runner:
             self._lost()
             return
         message: FromRunner = unpack(data, FromRunner)
+        self._pulse.heard()
         if isinstance(message, RunnerReady):
             log.info("runner %s: imported in %.1f s", self.framework, message.seconds)
             self.imported.set_result(message)
@@ -81,7 +106,7 @@ class Runner:
             instance, forked = self._instances[message.instance]
             instance.pid = message.pid
             forked.set_result(message.pid)
-        else:
+        elif isinstance(message, Exited):
             self._finish(message)
 
     def _finish(self, message: Exited) -> None:
@@ -90,10 +115,20 @@ class Runner:
         instance.exited.set_result(message.exit_code)
 
     def _lost(self) -> None:
-        """The runner is gone, and with it its instances: the kernel ends them."""
-        asyncio.get_running_loop().remove_reader(self._socket)
+        """The runner is gone, or will be: its line is cut."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
         self._socket.close()
-        code = self.process.wait()
+        self._pinging.cancel()
+        self._ending = loop.create_task(self._end())
+
+    async def _end(self) -> None:
+        """Tell everybody when it has ended, and with it its instances: the kernel ends them."""
+        try:
+            code = await asyncio.wait_for(ended(self.process), END_SECONDS)
+        except TimeoutError:
+            self.process.kill()
+            code = await ended(self.process)
         if not self.imported.done():
             self.imported.set_exception(
                 LoadFailed(
