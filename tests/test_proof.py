@@ -8,6 +8,7 @@ import pytest
 
 from gateway.errors import InferenceFailed, RequestError
 from gateway.instance.proof import AUTO_BATCH_SIZE, ROWS, agree, decide_batching, doubt_about
+from gateway.instance.row_separation import RowSeparation
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature
 
@@ -38,6 +39,9 @@ class FakeModel:
 
     def batching_obstacle(self, _: str) -> str | None:
         return self.obstacle
+
+    def row_separation(self, _: str) -> RowSeparation:
+        return RowSeparation("unknown", "a model of numpy has no graph")
 
 
 def rows_apart(inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -100,8 +100,8 @@ class Store:
     def root(self) -> "Store":
         """The store that stands for all it was joined with."""
         store = self
-        while store._next is not None:  # noqa: SLF001 - of its own class
-            store = store._next  # noqa: SLF001
+        while store._next is not None:
+            store = store._next
         return store
 
     def join(self, other: "Store") -> "Store":
@@ -249,7 +249,11 @@ def dim_of(size: Any) -> Dim:
     if isinstance(size, int):
         return () if size == 1 else (size,)
     numbers = () if size.factor == 1 else (size.factor,)
-    return (*(symbol for symbol in size.symbols if symbol is ROWS), *numbers, *(s for s in size.symbols if s is not ROWS))
+    return (
+        *(symbol for symbol in size.symbols if symbol is ROWS),
+        *numbers,
+        *(s for s in size.symbols if s is not ROWS),
+    )
 
 
 def doubt_of(value: Any) -> Doubt | None:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from gateway.errors import GatewayError, LoadFailed, RequestError
-from gateway.instance import torch_errors, torch_inputs, torch_signature, torch_types
+from gateway.instance import torch_errors, torch_inputs, torch_rows, torch_signature, torch_types
 from gateway.instance.backend import Tensors
 from gateway.instance.handlers import with_image_input
+from gateway.instance.row_separation import RowSeparation
 from gateway.instance.torch_graph import constant, examine
 from gateway.instance.torch_inputs import Example
 from gateway.instance.torch_recording import TorchTracer
@@ -89,6 +90,9 @@ class TorchScriptModel:
         self._set_call(module)
         self._example = None if self.stateful else self._find_example(config, graph, typed)
         self._pair = self._two_rows()
+        self._rows = torch_rows.row_separation(
+            graph, self._arguments, self._example or _shapes(config), frozen or module
+        )
         self.notes = [f"optimize_for_inference: {self._optimise(module, frozen)}"]
         self.signatures = {SIGNATURE: self._signature(config, graph)}
 
@@ -174,6 +178,18 @@ class TorchScriptModel:
 
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests must not be joined; see `LoadedModel.batching_obstacle`."""
+        if (reason := self._plain_obstacle(signature)) is not None:
+            return reason
+        return self._rows.reason if self._rows.verdict == "mixed" else None
+
+    def row_separation(self, signature: str) -> RowSeparation:
+        """What the graph tells about rows; see `LoadedModel.row_separation`."""
+        if signature != SIGNATURE:
+            return RowSeparation("unknown", f"the model has no signature '{signature}'")
+        return self._rows
+
+    def _plain_obstacle(self, signature: str) -> str | None:
+        """What speaks against joining requests wherever the rows go."""
         if signature != SIGNATURE:
             return f"the model has no signature '{signature}'"
         reason = self._facts.obstacle()
@@ -201,7 +217,7 @@ class TorchScriptModel:
 
     def _two_rows(self) -> Example | None:
         """The example with a second row, if the model takes that."""
-        if self._example is None or self.batching_obstacle(SIGNATURE) is not None:
+        if self._example is None or self._plain_obstacle(SIGNATURE) is not None:
             return None
         if any(not array.ndim or len(array) != 1 for array in self._example.values()):
             return None
@@ -284,6 +300,11 @@ def _freeze(module: Any) -> tuple[Any, Any]:
     torch._C._jit_pass_inline_fork_wait(graph)  # noqa: SLF001 - no public name
     torch._C._jit_pass_inline(graph)  # noqa: SLF001 - what the forks called
     return frozen, graph
+
+
+def _shapes(config: ModelConfig) -> Example | None:
+    """Arrays of the declared ranks and datatypes, for a model of which no example is known."""
+    return {one.name: np.empty((1,) * len(one.shape), DTYPES[one.datatype]) for one in config.inputs} or None
 
 
 def _dtype_of(graph: Any) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""One operator of a TorchScript graph as the rules of row separation see it: its arguments by name, as symbolic values."""
+"""One operator of a TorchScript graph with its arguments by name, as symbolic values, and the table of rules."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -116,9 +116,7 @@ def from_constant(value: Any) -> Any:
         content = None
         if value.ndim < 2 and value.numel() <= _MOST_CONTENT and not value.is_floating_point() and not value.is_meta:
             content = value.tolist() if value.dtype in _WHOLE else None
-        return Tensor(
-            tuple(dim_of(size) for size in value.shape), content=content, boolean=value.dtype == torch.bool
-        )
+        return Tensor(tuple(dim_of(size) for size in value.shape), content=content, boolean=value.dtype == torch.bool)
     if isinstance(value, list):
         return Items([from_constant(item) for item in value])
     if isinstance(value, tuple):
@@ -223,7 +221,9 @@ _COUNTED = unclear("the model computes with the number of rows")
 def depends(value: Any) -> bool:
     """Whether a value depends on the batch in any way."""
     return any(
-        leaf.varies if isinstance(leaf, Tensor) else bool(doubt_of(leaf)) or (isinstance(leaf, Size) and leaf.counts_rows)
+        leaf.varies
+        if isinstance(leaf, Tensor)
+        else bool(doubt_of(leaf)) or (isinstance(leaf, Size) and leaf.counts_rows)
         for leaf in leaves(value)
     )
 

@@ -120,7 +120,9 @@ def spatial(call: Call) -> Any:
     if sizes is not None and len(sizes) == count and all(isinstance(size, int) for size in sizes):
         new = tuple(map(dim_of, sizes))
     result = rules.last_axes(call.op, call.args[0], count, new, verb).doubted(call.doubts())
-    return (result, *(Tensor(result.dims, result.doubt) for _ in range(call.outputs - 1))) if call.outputs > 1 else result
+    return (
+        (result, *(Tensor(result.dims, result.doubt) for _ in range(call.outputs - 1))) if call.outputs > 1 else result
+    )
 
 
 @rule("constant_pad_nd", "pad")
@@ -146,7 +148,9 @@ def grid_sampler(call: Call) -> Any:
         return rules.unsure(call.op, source, grid)
     over = rows_axis(source.dims[2:]) is not None or rows_axis(grid.dims[1:]) is not None
     dims = (*source.dims[:2], *grid.dims[1:-1])
-    return rules.made(call.op, dims, source.doubt, grid.doubt, unclear(f"{call.op} samples over rows") if over else None)
+    return rules.made(
+        call.op, dims, source.doubt, grid.doubt, unclear(f"{call.op} samples over rows") if over else None
+    )
 
 
 # --- Normalisation --------------------------------------------------------------------------------
@@ -249,9 +253,11 @@ def recurrent(call: Call) -> Any:
         return tuple(Tensor(None, doubt) for _ in range(call.outputs))
     source, first = call["input"], call["batch_first"]
     hidden = call["hx"]
-    states = (call.tensors("hx") or [Tensor(None, unclear(f"{call.op} takes unknown states"))]) if isinstance(
-        hidden, Items
-    ) else [hidden]
+    states = (
+        (call.tensors("hx") or [Tensor(None, unclear(f"{call.op} takes unknown states"))])
+        if isinstance(hidden, Items)
+        else [hidden]
+    )
     if source.rank != 3 or not isinstance(first, bool) or any(state.dims is None for state in states):
         doubt = rules.unsure(call.op, source, *states).doubt
         return tuple(Tensor(None, doubt) for _ in range(call.outputs))
@@ -320,6 +326,24 @@ def encoder_layer(call: Call) -> Any:
     return Tensor(source.dims, worst(source.doubt, over, mask.doubt if isinstance(mask, Tensor) else None))
 
 
+@rule("_native_multi_head_attention")
+def native_attention(call: Call) -> Any:
+    """Attention over (rows, steps, features) in one operator."""
+    several, mask = call.args[:3], call["mask"]
+    weights = [value for value in call.args[3:] if isinstance(value, Tensor) and value is not mask]
+    placed = all(tensor.rank == 3 and rows_axis(tensor.dims) == 0 for tensor in several)
+    masked = not isinstance(mask, Tensor) or mask.constant or rows_axis(mask.dims) == 0
+    doubt = worst(*(tensor.doubt for tensor in several), mask.doubt if isinstance(mask, Tensor) else None)
+    if not placed or not masked or any(weight.varies for weight in weights):
+        doubt = worst(doubt, unclear(f"{call.op} takes rows that are arranged in another way"))
+    head: Dims = (several[0].dims or ((), (), ()))[:3]
+    steps = (several[1].dims or ((), ()))[1]
+    pairs: Dims = (
+        (head[0], head[1], steps) if call["average_attn_weights"] is True else (head[0], *fresh(1), head[1], steps)
+    )
+    return Tensor(head, doubt), Tensor(pairs, doubt)
+
+
 @rule("_pack_padded_sequence")
 def packed(call: Call) -> Any:
     """The steps of all rows in the order of time, which a recurrent layer takes."""
@@ -344,7 +368,9 @@ def padded(call: Call) -> Any:
 def scaled_by_batch(call: Call) -> Any:
     """Numbers rounded in steps that are chosen by the smallest and the largest of all."""
     source = call.args[0]
-    over = mixed(f"{call.op} chooses its scale by all rows of the batch") if rows_axis(source.dims) is not None else None
+    over = (
+        mixed(f"{call.op} chooses its scale by all rows of the batch") if rows_axis(source.dims) is not None else None
+    )
     return Tensor(None, worst(over, call.doubts()))
 
 

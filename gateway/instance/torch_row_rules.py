@@ -22,22 +22,23 @@ from gateway.instance.row_values import (
 from gateway.instance.torch_row_calls import Call, Items, depends, rule
 
 _LOGICAL = ("logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite", "signbit")
-_UNARY = (
-    "relu relu6 gelu sigmoid tanh exp exp2 expm1 log log2 log10 log1p abs absolute neg negative sqrt rsqrt square"
-    " reciprocal sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erfinv floor ceil round trunc frac sign"
-    " sgn leaky_relu elu selu celu silu mish hardswish hardsigmoid hardtanh hardshrink softshrink softplus softsign"
-    " log_sigmoid logit threshold clamp clamp_min clamp_max clip nan_to_num bitwise_not deg2rad rad2deg sinc lgamma"
-    " digamma i0 polygamma"
-).split()
-_BINARY = (
-    "add sub rsub mul multiply div divide true_divide floor_divide floordiv pow remainder fmod atan2 minimum maximum fmax"
-    " fmin lerp addcmul addcdiv where masked_fill eq ne lt le gt ge greater less greater_equal less_equal not_equal"
-    " subtract bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ xlogy hypot logaddexp copysign heaviside isclose"
-).split()
-_COPIES = (
-    "clone contiguous detach to type_as float double half int long bool cpu cuda alias lift_fresh lift_fresh_copy"
-    " _cast_Float _cast_Long positive"
-).split()
+_UNARY = """
+    relu relu6 gelu sigmoid tanh exp exp2 expm1 log log2 log10 log1p abs absolute neg negative sqrt rsqrt square
+    reciprocal sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erfinv floor ceil round trunc
+    frac sign sgn leaky_relu elu selu celu silu mish hardswish hardsigmoid hardtanh hardshrink softshrink
+    softplus softsign log_sigmoid logit threshold clamp clamp_min clamp_max clip nan_to_num bitwise_not deg2rad
+    rad2deg sinc lgamma digamma i0 polygamma
+""".split()  # noqa: SIM905 - a list of words would fill a page
+_BINARY = """
+    add sub rsub mul multiply div divide true_divide floor_divide floordiv pow remainder fmod atan2 minimum
+    maximum fmax fmin lerp addcmul addcdiv where masked_fill eq ne lt le gt ge greater less greater_equal
+    less_equal not_equal subtract bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ xlogy hypot
+    logaddexp copysign heaviside isclose
+""".split()  # noqa: SIM905 - a list of words would fill a page
+_COPIES = """
+    clone contiguous detach to type_as float double half int long bool cpu cuda alias lift_fresh lift_fresh_copy
+    _cast_Float _cast_Long positive
+""".split()  # noqa: SIM905 - a list of words would fill a page
 _DROPOUTS = (
     "dropout",
     "feature_dropout",
@@ -107,16 +108,16 @@ def _of_numbers(call: Call) -> Any:
             return Items(items * call.args[1], level=call.level)
     if any(isinstance(value, Items | tuple | dict) for value in call.args):
         return Items(None, Number(call.doubts() or (unclear(_OF_LISTS) if depends(tuple(call.args)) else None)))
-    if call.kind in ("neg", "floor", "ceil", "round", "abs", "sqrt") and call.args:
-        value = call.args[0]
-        if call.kind == "neg" and isinstance(value, int | float):
-            return -value
-        if isinstance(value, int | Size) and call.kind in ("floor", "ceil", "round"):
-            return value
-        return arithmetic(call.kind, value, 0)
-    if len(call.args) < 2:
-        return Number(call.doubts())
+    if len(call.args) < 2 or call.kind in ("neg", "floor", "ceil", "round", "abs", "sqrt"):
+        return _of_one_number(call)
     return arithmetic(call.kind, call.args[0], call.args[1], whole=call.kind != "div")
+
+
+def _of_one_number(call: Call) -> Any:
+    value = call.args[0]
+    if call.kind == "neg" and isinstance(value, int | float):
+        return -value
+    return value if isinstance(value, int | Size) and call.kind in ("floor", "ceil", "round") else Number(call.doubts())
 
 
 _OF_LISTS = "the model computes with the number of rows"
@@ -213,9 +214,9 @@ def reduction_with_places(call: Call) -> Any:
         result = rules.along(call.op, tensor, axis, "sorts" if call.kind == "sort" else "accumulates")
     elif call.kind == "topk":
         size = dim_of(call["k"]) if isinstance(call["k"], int | Size) else (Symbol(doubt_of(call["k"])),)
-        result = rules.along(call.op, tensor, axis, "picks the largest")
+        result = rules.along(call.op, tensor, axis, "picks the largest entries")
         if result.dims is not None and isinstance(axis, int) and isinstance(tensor.dims, tuple):
-            result = rules.resized(call.op, tensor, {axis: size}, "picks the largest")
+            result = rules.resized(call.op, tensor, {axis: size}, "picks the largest entries")
         result = result.doubted(counting(call.op, call["k"]))
     else:
         result = _reduced(call, tensor)
@@ -238,7 +239,7 @@ def softmax(call: Call) -> Any:
 @rule("cumsum", "cumprod", "logcumsumexp", "flip", "argsort", "roll", "renorm")
 def looks_along(call: Call) -> Any:
     """Entries of an axis computed from, or put in the place of, each other."""
-    verbs = {"flip": "reverses the order of", "argsort": "sorts", "roll": "moves entries", "renorm": "normalises"}
+    verbs = {"flip": "reverses entries", "argsort": "sorts", "roll": "moves entries", "renorm": "normalises"}
     axes = call.numbers("dims") if "dims" in call else call["dim"]
     if call.kind == "roll" and not axes:  # all entries one behind the other
         axes = list(range(call.args[0].rank)) if call.args[0].rank is not None else None
@@ -251,7 +252,7 @@ def looks_along(call: Call) -> Any:
 @rule("flipud", "fliplr")
 def flipped(call: Call) -> Any:
     """Reversed along the first or second axis."""
-    return rules.along(call.op, call.args[0], [0 if call.kind == "flipud" else 1], "reverses the order of")
+    return rules.along(call.op, call.args[0], [0 if call.kind == "flipud" else 1], "reverses entries")
 
 
 @rule("norm", "linalg_vector_norm", "frobenius_norm")

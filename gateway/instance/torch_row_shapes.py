@@ -427,5 +427,9 @@ def index_put(call: Call) -> Any:
             return Tensor(source.dims, source.doubt)
     if all(each.current().boolean for each in given) and len(given) == len(indices or ()) == 1 and values.dims == ():
         mask = given[0].current()  # one number wherever the mask says so, as masked_fill
-        return rules.broadcast(call.op, [source, mask, values]) if mask.rank == source.rank else rules.unsure(call.op, source)
+        return (
+            rules.broadcast(call.op, [source, mask, values])
+            if mask.rank == source.rank
+            else rules.unsure(call.op, source)
+        )
     return rules.unsure(call.op, source, Number(unclear(f"{call.op} puts values where an index names rows")))

@@ -1,4 +1,4 @@
-"""Follows the rows of a batch through a TorchScript graph, to tell whether any operator computes with several of them."""
+"""Follows the rows of a batch through a TorchScript graph: does an operator compute with several of them?"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +20,7 @@ from gateway.instance.row_values import (
     fresh,
     mixed,
     rows_axis,
+    size_of,
     unclear,
     worst,
 )
@@ -157,7 +158,7 @@ class _Reader:
         """The values of the outputs for these arguments after self."""
         inputs = list(graph.inputs())
         if inputs and self._module is not None:
-            self._values[inputs[0].unique()] = _Attributes(self._module)
+            self._values[inputs[0].unique()] = _Attributes(self._module._c)  # noqa: SLF001 - attributes as the graph names them
         for value, given in zip(inputs[1:], values, strict=True):
             self._values[value.unique()] = given
         self._run(graph)
@@ -203,7 +204,16 @@ class _Reader:
         if rule is None or (writes and not in_place):
             result = self._unknown(node, kind, args)
         else:
-            result = rule(call)
+            try:
+                result = rule(call)
+            except (
+                AttributeError,
+                TypeError,
+                ValueError,
+                IndexError,
+                KeyError,
+            ):  # arguments of kinds it does not expect
+                result = self._unknown(node, kind, args)
         if writes:
             return self._written(args, writes, result, kind)
         if views is not None and (views or kind in _RETURN_THEIR_ARGUMENT):
@@ -277,8 +287,6 @@ class _Reader:
     def _length(self, node: Any) -> Any:
         value = self._first(node)
         if isinstance(value, Tensor):
-            from gateway.instance.row_values import size_of
-
             return size_of(value.dims[0]) if value.dims else Number(value.doubt)
         if isinstance(value, Items) and value.items is not None:
             return len(value.items)
@@ -286,7 +294,11 @@ class _Reader:
 
     @staticmethod
     def _copy(value: Any) -> Any:
-        return Items(None if value.items is None else list(value.items), value.each, 0) if isinstance(value, Items) else Number(deep_doubt(value))
+        return (
+            Items(None if value.items is None else list(value.items), value.each, 0)
+            if isinstance(value, Items)
+            else Number(deep_doubt(value))
+        )
 
     def _append(self, node: Any) -> Any:
         target, item = self._inputs(node)
@@ -317,8 +329,8 @@ class _Reader:
         owner = self._first(node)
         if not isinstance(owner, _Attributes):
             return Number(unclear("the model reads an attribute that cannot be followed"))
-        value = getattr(owner.module, node.s("name"))
-        return _Attributes(value) if hasattr(value, "_c") else from_constant(value)
+        value = owner.module.getattr(node.s("name"))
+        return _Attributes(value) if hasattr(value, "getattr") else from_constant(value)
 
     def _set_attribute(self, node: Any) -> Any:
         raise ValueError(node.kind())
