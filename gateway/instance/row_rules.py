@@ -231,7 +231,8 @@ def regrouped(op: str, tensor: Tensor, sizes: Any) -> Tensor:
         if not isinstance(sizes, list | tuple):
             return Tensor(None)
         if not any(isinstance(size, Size) and size.counts_rows for size in sizes):
-            return Tensor(tuple(dim_of(size) if size != -1 else (Symbol(),) for size in sizes))
+            found = None if tensor.dims is None else regroup(tensor.dims, sizes)
+            return Tensor(found or tuple(map(_inner, sizes)))
     if tensor.dims is None or not isinstance(sizes, list | tuple):
         return unsure(op, tensor).doubted(doubt)
     dims = regroup(tensor.dims, sizes)
