@@ -314,7 +314,7 @@ def _rest(done: list[Dim], factors: list[Factor], sizes: Sequence[Any]) -> Dims 
     exact = isinstance(first, Size) and first.symbols.count(ROWS) == 1
     if not exact and (first != -1 or -1 in others):
         return None
-    head: Dim = dim_of(first) if exact else (ROWS, Symbol())
+    head: Dim = dim_of(first) if exact else (ROWS, Symbol(left=True))
     return (*done, head, *map(_inner, others))
 
 

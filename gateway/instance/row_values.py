@@ -35,13 +35,18 @@ def unclear(reason: str) -> Doubt:
 
 
 class Symbol:
-    """A size that is only known at run time; `ROWS` is the number of rows, all others do not depend on it."""
+    """A size that is only known at run time; `ROWS` is the number of rows, all others do not depend on it.
 
-    __slots__ = ("doubt", "wide")
+    `wide` marks one that stands for several sizes, `left` the number of groups that a reshape left to each row, which
+    is 1 in most models.
+    """
 
-    def __init__(self, doubt: Doubt | None = None, *, wide: bool = False) -> None:
+    __slots__ = ("doubt", "left", "wide")
+
+    def __init__(self, doubt: Doubt | None = None, *, wide: bool = False, left: bool = False) -> None:
         self.doubt = doubt
         self.wide = wide
+        self.left = left
 
 
 ROWS = Symbol()
@@ -191,6 +196,11 @@ def rows_axis(dims: Dims | None) -> int | None:
         if ROWS in dim:
             return axis
     return None
+
+
+def one_entry_a_row(dim: Dim) -> bool:
+    """Whether an axis has one entry for each row, as far as a reshape does not leave that open."""
+    return dim[:1] == (ROWS,) and all(isinstance(factor, Symbol) and factor.left for factor in dim[1:])
 
 
 def fresh(count: int = 1) -> Dims:

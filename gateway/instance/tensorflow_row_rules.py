@@ -282,7 +282,7 @@ def einsum(step: Step) -> Any:
 
 
 def _channels_first(step: Step) -> bool:
-    return step.node.attr["data_format"].s.startswith(b"NC")
+    return bool(step.node.attr["data_format"].s.startswith(b"NC"))
 
 
 def _images(step: Step, source: Tensor, channels: Dim | None, verb: str) -> Tensor:

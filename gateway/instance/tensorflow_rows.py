@@ -16,6 +16,7 @@ from gateway.instance.row_values import (
     doubt_of,
     fresh,
     join_tensors,
+    one_entry_a_row,
     rows_axis,
     unclear,
     worst,
@@ -27,6 +28,7 @@ _SECONDS = 0.5  # for one signature; a graph of 1,000 nodes takes about 20 ms
 _ROUNDS = 8  # of a loop, until its values settle
 _MOST_CONTENT = 64  # numbers; shapes and axes are shorter
 _UNKNOWN_OPERATOR = "the graph has {}, about which nothing is known"
+_READ_SHAPES = frozenset({"Shape", "Size", "Rank", "ZerosLike", "OnesLike"})
 _RESOURCES = frozenset({"VarHandleOp", "VariableV2", "Variable", "HashTableV2", "MutableHashTableV2", "HashTable"})
 
 
@@ -50,8 +52,10 @@ def _verdict(outputs: Iterable[Any]) -> RowSeparation:
     doubt: Doubt | None = None
     for value in outputs:
         found = doubt_of(value) if isinstance(value, Tensor) else unclear("an output is no tensor")
-        if found is None and (rows_axis(value.dims) != 0 or value.dims[0][0] is not ROWS):
+        if found is None and rows_axis(value.dims) != 0:
             found = unclear("an output does not have the rows of the batch on its first axis")
+        elif found is None and not one_entry_a_row(value.dims[0]):
+            found = unclear("an output has several entries for each row")
         doubt = worst(doubt, found)
     return SEPARATE if doubt is None else RowSeparation("mixed" if doubt.mixed else "unknown", doubt.reason)
 
@@ -153,7 +157,12 @@ class _Reader:
             depends = any(_depends(value) for value in inputs)
             doubt = unclear(_UNKNOWN_OPERATOR.format(node.op)) if depends else None
             return [Tensor(None, doubt) for _ in range(max(1, count))]
-        return list(found) if isinstance(found, tuple) else [found]
+        results = list(found) if isinstance(found, tuple) else [found]
+        if node.op in _READ_SHAPES:
+            return results
+        # A result of doubtful inputs is doubtful, whatever its rule says; where contents are known, rules look at them.
+        lost = worst(*(v.doubt for v in inputs if isinstance(v, Tensor) and v.content is None and not v.position))
+        return [_doubted(value, lost) if lost and doubt_of(value) is None else value for value in results]
 
     # Functions, branches, loops
 

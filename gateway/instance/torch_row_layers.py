@@ -8,6 +8,7 @@ from gateway.instance.row_values import (
     ROWS,
     Dim,
     Dims,
+    Doubt,
     Symbol,
     Tensor,
     counting,
@@ -105,10 +106,9 @@ _DIGIT = re.compile(r"([123])d")
 @rule(
     *(f"{kind}{n}d" for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool") for n in (1, 2, 3)),
     *(f"{kind}{n}d" for kind in ("reflection_pad", "replication_pad") for n in (1, 2, 3)),
-    *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)),
-    "lp_pool1d", "lp_pool2d", "upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    *(f"max_pool{n}d_with_indices" for n in (1, 2, 3)), "upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
     "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_nearest_exact2d",
+    "_adaptive_avg_pool3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
 )  # fmt: skip
 def spatial(call: Call) -> Any:
     """The last axes, which are places, computed from each other; channels and rows are kept."""
@@ -190,7 +190,7 @@ def layer_norm(call: Call) -> Any:
     return (result, *(Tensor(None, result.doubt) for _ in range(call.outputs - 1))) if call.outputs > 1 else result
 
 
-@rule("group_norm", "local_response_norm")
+@rule("group_norm")
 def group_norm(call: Call) -> Any:
     """All axes but the first normalised in groups."""
     source = call.args[0]
@@ -231,10 +231,17 @@ def embedding_bag(call: Call) -> Any:
     weight, indices, offsets = call["weight"], call["indices"], call["offsets"]
     found = rules.unsure(call.op, weight, indices, offsets)
     stretch = offsets.content if isinstance(offsets, Tensor) else None
-    dims = indices.dims or ()
+    dims: Dims = indices.dims or ()
     samples = call["per_sample_weights"]
     alike = not isinstance(samples, Tensor) or samples.dims == indices.dims
-    if weight.dims is not None and not weight.varies and alike and len(dims) == 1 and isinstance(stretch, tuple):
+    if (
+        weight.dims is not None
+        and not weight.varies
+        and alike
+        and len(dims) == 1
+        and isinstance(stretch, tuple)
+        and stretch
+    ):
         whole = dims[0][:1] == (ROWS,) and product(dims[0]) == product((ROWS, stretch[0]))
         if whole and call["include_last_offset"] is False:
             weights = samples.doubt if isinstance(samples, Tensor) else None
@@ -296,21 +303,18 @@ def cell(call: Call) -> Any:
 @rule("scaled_dot_product_attention")
 def attention(call: Call) -> Any:
     """Each query of a row looks at the keys of the same row."""
-    query, key, value, mask = call.args[:4]
-    if any(tensor.rank is None or tensor.rank < 2 for tensor in (query, key, value)):
-        return rules.unsure(call.op, query, key, value)
-    if any(rows_axis(tensor.dims[-2:]) is not None for tensor in (key, value)) or ROWS in query.dims[-1]:
+    tensors = [value for value in call.args[:4] if isinstance(value, Tensor)]
+    known = [tensor.dims for tensor in tensors if tensor.dims is not None]
+    if len(known) < len(tensors) or any(len(dims) < 2 for dims in known):
+        return rules.unsure(call.op, *tensors)
+    (query, key, value), masks = known[:3], known[3:]
+    over = unclear(f"{call.op} takes rows for queries") if ROWS in query[-2] else None
+    if rows_axis(key[-2:]) is not None or rows_axis(value[-2:]) is not None or ROWS in query[-1]:
         over = mixed(f"{call.op} looks {rules.OVER_ROWS}")
-    else:
-        over = unclear(f"{call.op} takes rows for queries") if ROWS in query.dims[-2] else None
-    masks = [mask] if isinstance(mask, Tensor) else []
-    if any(tensor.dims is None for tensor in masks):
-        return rules.unsure(call.op, query, key, value, mask).doubted(over)
-    if any(rows_axis(tensor.dims[-2:]) is not None for tensor in masks):
+    elif any(rows_axis(dims[-2:]) is not None for dims in masks):
         over = over or unclear(f"{call.op} takes a mask whose rows are not those of the queries")
-    before, problem = rules.lined_up(call.op, [t.dims[:-2] for t in (query, key, value, *masks)])
-    dims = (*before, query.dims[-2], value.dims[-1])
-    return rules.made(call.op, dims, over, problem, *(t.doubt for t in (query, key, value, *masks)))
+    before, problem = rules.lined_up(call.op, [dims[:-2] for dims in known])
+    return rules.made(call.op, (*before, query[-2], value[-1]), over, problem, *(t.doubt for t in tensors))
 
 
 @rule("_transformer_encoder_layer_fwd")
@@ -318,7 +322,9 @@ def encoder_layer(call: Call) -> Any:
     """A whole layer of an encoder over (rows, steps, features)."""
     source, mask = call["src"], call["mask"]
     weights = [value for value in call.args[1:] if isinstance(value, Tensor) and value is not mask]
-    over = mixed(f"{call.op} looks {rules.OVER_ROWS}") if rows_axis((source.dims or ())[1:]) is not None else None
+    over: Doubt | None = (
+        mixed(f"{call.op} looks {rules.OVER_ROWS}") if rows_axis((source.dims or ())[1:]) is not None else None
+    )
     if source.rank != 3 or any(weight.varies for weight in weights):
         return rules.unsure(call.op, *call.args[:1], *weights)
     if isinstance(mask, Tensor) and mask.varies and rows_axis(mask.dims) != 0:
@@ -354,6 +360,7 @@ def packed(call: Call) -> Any:
 @rule("_pad_packed_sequence")
 def padded(call: Call) -> Any:
     """Sequences of a length for each row, filled up to the longest or to a length that is given."""
+    doubt: Doubt | None
     if isinstance(call["total_length"], int) and call["total_length"] > 0:
         doubt = worst(call.doubts(), unclear(f"{call.op} takes packed sequences"))
     else:

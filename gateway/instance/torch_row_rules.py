@@ -13,6 +13,7 @@ from gateway.instance.row_values import (
     counting,
     dim_of,
     doubt_of,
+    fresh,
     mixed,
     quotient,
     rows_axis,
@@ -26,7 +27,7 @@ _UNARY = """
     relu relu6 gelu sigmoid tanh exp exp2 expm1 log log2 log10 log1p abs absolute neg negative sqrt rsqrt square
     reciprocal sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erfinv floor ceil round trunc
     frac sign sgn leaky_relu elu selu celu silu mish hardswish hardsigmoid hardtanh hardshrink softshrink
-    softplus softsign log_sigmoid logit threshold clamp clamp_min clamp_max clip nan_to_num bitwise_not deg2rad
+    softplus log_sigmoid logit threshold clamp clamp_min clamp_max clip nan_to_num bitwise_not deg2rad
     rad2deg sinc lgamma digamma i0 polygamma
 """.split()  # noqa: SIM905 - a list of words would fill a page
 _BINARY = """
@@ -36,8 +37,7 @@ _BINARY = """
     logaddexp copysign heaviside isclose
 """.split()  # noqa: SIM905 - a list of words would fill a page
 _COPIES = """
-    clone contiguous detach to type_as float double half int long bool cpu cuda alias lift_fresh lift_fresh_copy
-    _cast_Float _cast_Long positive
+    clone contiguous detach to type_as cpu cuda alias lift_fresh lift_fresh_copy _cast_Float _cast_Long positive
 """.split()  # noqa: SIM905 - a list of words would fill a page
 _DROPOUTS = (
     "dropout",
@@ -130,8 +130,6 @@ def copied(call: Call) -> Any:
         return call.args[0] if isinstance(call.args[0], int | Size) else Number(call.doubts())
     source = call.args[0]
     boolean = source.boolean if call.kind in ("clone", "contiguous", "detach", "alias", "lift_fresh", "cpu") else None
-    if call.kind in ("bool", "float", "double", "half", "long", "int"):
-        boolean = call.kind == "bool"
     return Tensor(source.dims, source.doubt, source.content, source.position, boolean)
 
 
@@ -230,7 +228,7 @@ def two_reductions(call: Call) -> Any:
     return result, Tensor(result.dims, result.doubt)
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax")
 def softmax(call: Call) -> Any:
     """Normalised along one axis."""
     return rules.along(call.op, call.args[0], call["dim"], "normalises")
@@ -338,7 +336,7 @@ def from_numbers(call: Call) -> Any:
         return scalar_tensor(call.op, value)
     if isinstance(value, Tensor):
         return value
-    return Tensor(((Symbol(),), (Symbol(),)) if call.kind == "eye" else None, *[worst(*doubts)])
+    return Tensor(fresh(2) if call.kind == "eye" else None, worst(*doubts))
 
 
 @rule("one_hot")
@@ -359,7 +357,7 @@ def drawn(call: Call) -> Any:
     return Tensor(None, unclear(f"{call.op} draws random numbers"))
 
 
-@rule("nonzero", "masked_select", "unique", "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc")
+@rule("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "histc")
 def gathered_from_all(call: Call) -> Any:
     """Entries of all rows put into one list."""
     source = call.args[0]

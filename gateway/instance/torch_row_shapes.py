@@ -45,7 +45,7 @@ def numel(call: Call) -> Any:
     return Number(call.args[0].doubt) if dims is None else product(size_of(dim) for dim in dims)
 
 
-@rule("dim", "ndimension")
+@rule("dim")
 def dim(call: Call) -> Any:
     """The number of axes."""
     rank = call.args[0].rank
@@ -419,17 +419,14 @@ def index_put(call: Call) -> Any:
     values = call["values"]
     given = [each for each in indices or () if each is not None]
     place = rows_axis(source.dims)
-    plain = indices is not None and all(not each.current().varies for each in given)
-    if plain and place is not None and (place >= len(indices) or indices[place] is None):
+    plain = len(given) == 1 and given[0].rank == 1 and not given[0].current().varies
+    if plain and indices is not None and place is not None and (place >= len(indices) or indices[place] is None):
         mine = len(source.dims) - place
         theirs = rows_axis(values.dims)
         if values.constant or (theirs is not None and values.rank - theirs == mine):
             return Tensor(source.dims, source.doubt)
     if all(each.current().boolean for each in given) and len(given) == len(indices or ()) == 1 and values.dims == ():
         mask = given[0].current()  # one number wherever the mask says so, as masked_fill
-        return (
-            rules.broadcast(call.op, [source, mask, values])
-            if mask.rank == source.rank
-            else rules.unsure(call.op, source)
-        )
+        if mask.rank == source.rank:
+            return rules.broadcast(call.op, [source, mask, values])
     return rules.unsure(call.op, source, Number(unclear(f"{call.op} puts values where an index names rows")))

@@ -19,6 +19,7 @@ from gateway.instance.row_values import (
     doubt_of,
     fresh,
     mixed,
+    one_entry_a_row,
     rows_axis,
     size_of,
     unclear,
@@ -94,8 +95,8 @@ def verdict(outputs: Any) -> RowSeparation:
             found = unclear("an output is no tensor")
         elif found is None and rows_axis(leaf.dims) != 0:
             found = unclear("an output does not have the rows of the batch on its first axis")
-        elif found is None and leaf.dims[0][0] is not ROWS:
-            found = unclear("an output has several blocks of rows")
+        elif found is None and not one_entry_a_row(leaf.dims[0]):
+            found = unclear("an output has several entries for each row")
         doubt = worst(doubt, found)
     if doubt is None:
         return SEPARATE
@@ -206,6 +207,8 @@ class _Reader:
         else:
             try:
                 result = rule(call)
+                if kind not in _READ_SHAPES:
+                    result = _doubted_where_lost(result, args)
             except (
                 AttributeError,
                 TypeError,
@@ -243,7 +246,7 @@ class _Reader:
     def _unknown(self, node: Any, kind: str, args: list[Any]) -> Any:
         """The result of an operator without a rule: constant if all arguments are, else not known."""
         doubt = unclear(_UNKNOWN_OPERATOR.format(kind)) if depends(tuple(args)) else None
-        results = []
+        results: list[Any] = []
         for output in node.outputs():
             kind_of = output.type().kind()
             if kind_of == "ListType":
@@ -437,6 +440,27 @@ class _Under:
     def __exit__(self, *_: object) -> None:
         self._reader._condition = self._before  # noqa: SLF001
         self._reader._level -= 1  # noqa: SLF001
+
+
+_READ_SHAPES = frozenset(
+    f"aten::{name}"
+    for name in (
+        "size numel dim zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full view_as"
+        " reshape_as expand_as type_as view reshape index index_select embedding_bag"
+    ).split()
+)
+"""Operators that may look at no more than the shape of an argument, or whose rules know better."""
+
+
+def _doubted_where_lost(result: Any, args: list[Any]) -> Any:
+    """A result of doubtful arguments is doubtful, whatever its rule says."""
+    lost = None
+    for value in args:
+        if isinstance(value, Tensor):
+            lost = worst(lost, value.doubt if value.content is None and not value.position else None)
+        elif isinstance(value, Number):
+            lost = worst(lost, value.doubt)
+    return result if lost is None or deep_doubt(result) is not None else _doubted(result, lost)
 
 
 def _both(values: Sequence[Any]) -> Any:
