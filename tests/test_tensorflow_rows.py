@@ -1,4 +1,4 @@
-"""What reading a SavedModel's graph says about the rows of a batch, on models as people export them and unsound ones."""
+"""What reading a SavedModel's graph says about the rows of a batch, on models as people export them."""
 
 import os
 import subprocess

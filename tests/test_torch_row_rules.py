@@ -18,15 +18,87 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 Tensor = torch.Tensor
 ROWS = 3
 
-UNARY = (
-    "relu relu6 gelu sigmoid tanh exp exp2 expm1 log1p abs neg square sin cos atan sinh asinh erf floor ceil round trunc"
-    " frac sign leaky_relu elu selu celu silu mish hardswish hardsigmoid hardtanh softplus log_sigmoid nan_to_num"
-    " logical_not isnan isinf isfinite clone contiguous detach t real sinc"
-).split()  # noqa: SIM905 - a list of words would fill a page
-AXES = (
-    "sum mean prod std var amax amin logsumexp all any argmax argmin softmax log_softmax cumsum cumprod logcumsumexp"
-    " argsort sort max min median mode cummax flip unbind unsqueeze squeeze norm count_nonzero std_mean"
-).split()  # noqa: SIM905 - as above
+UNARY = [
+    "relu",
+    "relu6",
+    "gelu",
+    "sigmoid",
+    "tanh",
+    "exp",
+    "exp2",
+    "expm1",
+    "log1p",
+    "abs",
+    "neg",
+    "square",
+    "sin",
+    "cos",
+    "atan",
+    "sinh",
+    "asinh",
+    "erf",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "frac",
+    "sign",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "silu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "softplus",
+    "log_sigmoid",
+    "nan_to_num",
+    "logical_not",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "clone",
+    "contiguous",
+    "detach",
+    "t",
+    "real",
+    "sinc",
+]
+AXES = [
+    "sum",
+    "mean",
+    "prod",
+    "std",
+    "var",
+    "amax",
+    "amin",
+    "logsumexp",
+    "all",
+    "any",
+    "argmax",
+    "argmin",
+    "softmax",
+    "log_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "argsort",
+    "sort",
+    "max",
+    "min",
+    "median",
+    "mode",
+    "cummax",
+    "flip",
+    "unbind",
+    "unsqueeze",
+    "squeeze",
+    "norm",
+    "count_nonzero",
+    "std_mean",
+]
 
 
 def shifted(x: Tensor, axis: int) -> Tensor:

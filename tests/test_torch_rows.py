@@ -1,4 +1,4 @@
-"""What reading a TorchScript graph says about the rows of a batch, on models as people make them and on unsound ones."""
+"""What reading a TorchScript graph says about the rows of a batch, on models as people make them."""
 
 from pathlib import Path
 

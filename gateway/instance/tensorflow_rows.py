@@ -6,6 +6,7 @@ from typing import Any
 
 from tensorflow.python.framework import op_def_registry, tensor_util
 
+from gateway.instance import tensorflow_row_rules, tensorflow_row_shapes, tensorflow_row_tables  # noqa: F401 - they register their rules
 from gateway.instance.row_separation import SEPARATE, RowSeparation
 from gateway.instance.row_values import (
     ROWS,
@@ -21,7 +22,7 @@ from gateway.instance.row_values import (
     unclear,
     worst,
 )
-from gateway.instance.tensorflow_row_rules import RULES, Resource, Step, TensorList
+from gateway.instance.tensorflow_row_calls import RULES, Resource, Step, TensorList
 from gateway.instance.tensorflow_signatures import Entry
 
 _SECONDS = 0.5  # for one signature; a graph of 1,000 nodes takes about 20 ms
