@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from gateway.errors import GatewayError, InferenceFailed, InputRefused, OutOfMemory, RequestError
+from gateway.instance import tensorflow_rows
 from gateway.instance.row_separation import RowSeparation
 from gateway.instance.tensorflow_recording import TensorFlowTracer
-from gateway.instance.tensorflow_rows import row_separation
 from gateway.instance.tensorflow_signatures import SIDE_EFFECTS, STATE, Entry, GraphReader, batching_obstacle
 from gateway.tensors import DATATYPES, DTYPES, Array, Signature, TensorSpec
 
@@ -131,10 +131,12 @@ class TensorFlowModel:
     def __init__(self, entries: dict[str, Entry], default: str, graph: Any, prepare: Callable[[Plan], Call]) -> None:
         reader = GraphReader(graph)
         findings = {name: reader.findings(entry) for name, entry in entries.items()}
-        self._rows = {name: row_separation(graph, entry) for name, entry in entries.items()}
+        self._rows: dict[str, RowSeparation] = {
+            name: tensorflow_rows.row_separation(graph, entry) for name, entry in entries.items()
+        }
         keeps_state = any(STATE in each for each in findings.values())
         self.signatures: dict[str, Signature] = {name: entry.signature for name, entry in entries.items()}
-        self.default_signature = default
+        self.default_signature: str = default
         self.notes: list[str] = []
         self._prepare = prepare
         self._plans = {name: Plan(entry, findings[name], keeps_state=keeps_state) for name, entry in entries.items()}
