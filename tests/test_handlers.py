@@ -17,6 +17,7 @@ from PIL import Image
 
 from gateway.errors import InferenceFailed, LoadFailed, RequestError
 from gateway.instance.handlers import HandledModel, handled, with_image_input
+from gateway.instance.row_separation import RowSeparation
 from gateway.ipc.batching import Batching
 from gateway.store.manifest import ModelConfig, TensorConfig, parse
 from gateway.tensors import Array, Signature, TensorSpec, pack_bytes
@@ -65,6 +66,9 @@ class Scores:
 
     def batching_obstacle(self, signature: str) -> str | None:  # noqa: ARG002 - as above
         return self.obstacle
+
+    def row_separation(self, _: str) -> RowSeparation:
+        return RowSeparation("unknown", "a model of numpy has no graph")
 
 
 def wrapped(text: str, model: Any = None) -> HandledModel:

@@ -37,6 +37,7 @@ LAYERS = """
     gateway.importing.layouts gateway.importing.copying
     gateway.store.settling gateway.store.footprints gateway.store.watch
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
+    gateway.instance.row_*
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.lifecycle.scarcity
     gateway.instance.backend
     gateway.instance.kernel gateway.instance.syscalls gateway.instance.heap

@@ -11,6 +11,7 @@ from gateway.errors import InferenceFailed, RequestError
 from gateway.instance import proof
 from gateway.instance.batch_checks import FIRST_BATCHES
 from gateway.instance.proof import AUTO_BATCH_SIZE, FEWEST_ROWS, decide_batching, examine
+from gateway.instance.row_separation import RowSeparation
 from gateway.ipc.framing import RequestHeader
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature
@@ -46,6 +47,9 @@ class FakeModel:
 
     def batching_obstacle(self, _: str) -> str | None:
         return self.obstacle
+
+    def row_separation(self, _: str) -> RowSeparation:
+        return RowSeparation("unknown", "a model of numpy has no graph")
 
 
 def rows_apart(inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -22,6 +22,7 @@ from gateway.errors import (
 )
 from gateway.instance import heap, replies, serve
 from gateway.instance.connection import Connection
+from gateway.instance.row_separation import RowSeparation
 from gateway.instance.serve import Server
 from gateway.ipc.arena import THRESHOLD
 from gateway.ipc.channel import Channel
@@ -81,6 +82,9 @@ class FakeModel:
 
     def batching_obstacle(self, signature: str) -> str | None:  # noqa: ARG002 - the protocol's
         return None
+
+    def row_separation(self, _: str) -> RowSeparation:
+        return RowSeparation("unknown", "a model of numpy has no graph")
 
 
 def settled(lost: asyncio.Event) -> Callable[[Channel], None]:

@@ -24,7 +24,7 @@ FOUND_BY_TRAFFIC = ("rare_trigger", "no_example")
 @pytest.fixture(scope="module")
 def unsound(start_gateway: Callable[..., Any]) -> Iterator[Any]:
     def build(store: Path) -> None:
-        command = [sys.executable, "-W", "ignore", HERE / "fixtures" / "unsound_torch.py", store]
+        command = [sys.executable, "-W", "ignore", HERE / "fixtures" / "unsound_served.py", store]
         subprocess.run(command, check=True, timeout=60)
 
     with start_gateway(["mlp"], prepare=build) as started:

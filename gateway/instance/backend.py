@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from gateway.instance.row_separation import RowSeparation
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature
 
@@ -71,7 +72,10 @@ class LoadedModel(Protocol):
         """
 
     def batching_obstacle(self, signature: str) -> str | None:
-        """Why requests must not be joined whatever a test shows (state, control flow on values); else None."""
+        """Why requests must not be joined whatever a test shows (state, rows that the graph mixes); else None."""
+
+    def row_separation(self, signature: str) -> RowSeparation:
+        """What the graph tells about rows of a batch, for requests like the example. Never raises."""
 
 
 class Backend(Protocol):

@@ -8,6 +8,7 @@ from gateway.errors import GatewayError, LoadFailed, RequestError
 from gateway.instance.backend import LoadedModel, Tensors, Tracer
 from gateway.instance.classes import look_like_probabilities, top_classes
 from gateway.instance.images import READABLE, ImageReader, image_input
+from gateway.instance.row_separation import RowSeparation
 from gateway.ipc.batching import Batching
 from gateway.store.manifest import ModelConfig, TensorConfig
 from gateway.store.processing import Layout
@@ -163,6 +164,10 @@ class HandledModel:
     def batching_obstacle(self, signature: str) -> str | None:
         """As the model says: images and classes are made row by row."""
         return self._model.batching_obstacle(signature)
+
+    def row_separation(self, signature: str) -> RowSeparation:
+        """As the model says: images and classes are made row by row."""
+        return self._model.row_separation(signature)
 
     def batching(self, proved: Batching) -> Batching:
         """What was proved of the model, as it holds for requests to this one."""

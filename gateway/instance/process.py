@@ -69,7 +69,9 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
         device = "cpu" if spawn.device == "cpu" else "cuda:0"
         loaded = backend.load(Path(spawn.artifact), spawn.config, device, plain=spawn.plain)
         model = handled(loaded, spawn.config)
-        batching = decide_batching(loaded, spawn.config, spawn.disagreement)
+        batching = decide_batching(
+            loaded, spawn.config, spawn.disagreement, loaded.row_separation(loaded.default_signature)
+        )
         warm_up(loaded, spawn.config, batching)
         if isinstance(model, HandledModel):
             batching = model.batching(batching)

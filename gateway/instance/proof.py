@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from gateway.instance.backend import LoadedModel
 from gateway.instance.batch_agreement import agree, disagreement, is_sensitive
 from gateway.instance.batch_checks import FIRST_BATCHES
 from gateway.instance.proof_rows import rows_like
+from gateway.instance.row_separation import RowSeparation
 from gateway.ipc.batching import Batching
 from gateway.ipc.framing import RequestHeader
 from gateway.store.manifest import ModelConfig
@@ -27,18 +28,6 @@ DECLARE = "; declare inputs or max_batch_size in model.yaml"
 ANYWAY = "; batching_check: off in model.yaml joins requests without any check"
 Tensors = dict[str, Array]
 Execute = Callable[[Tensors], Tensors]
-
-
-class RowSeparation(Protocol):
-    """What is known of a model's graph: whether its operators keep rows apart."""
-
-    @property
-    def verdict(self) -> str:
-        """One of separate, mixed, unknown."""
-
-    @property
-    def reason(self) -> str:
-        """Why, as part of a sentence."""
 
 
 class Evidence(NamedTuple):

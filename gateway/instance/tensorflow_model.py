@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from gateway.errors import GatewayError, InferenceFailed, InputRefused, OutOfMemory, RequestError
+from gateway.instance import tensorflow_rows
+from gateway.instance.row_separation import RowSeparation
 from gateway.instance.tensorflow_recording import TensorFlowTracer
 from gateway.instance.tensorflow_signatures import SIDE_EFFECTS, STATE, Entry, GraphReader, batching_obstacle
 from gateway.tensors import DATATYPES, DTYPES, Array, Signature, TensorSpec
@@ -131,9 +133,12 @@ class TensorFlowModel:
     def __init__(self, entries: dict[str, Entry], default: str, graph: Any, prepare: Callable[[Plan], Call]) -> None:
         reader = GraphReader(graph)
         findings = {name: reader.findings(entry) for name, entry in entries.items()}
+        self._rows: dict[str, RowSeparation] = {
+            name: tensorflow_rows.row_separation(graph, entry) for name, entry in entries.items()
+        }
         keeps_state = any(STATE in each for each in findings.values())
         self.signatures: dict[str, Signature] = {name: entry.signature for name, entry in entries.items()}
-        self.default_signature = default
+        self.default_signature: str = default
         self.notes: list[str] = []
         self._prepare = prepare
         self._plans = {name: Plan(entry, findings[name], keeps_state=keeps_state) for name, entry in entries.items()}
@@ -194,7 +199,14 @@ class TensorFlowModel:
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests to this signature must not be joined whatever a test shows; else None."""
         plan = self._plan(signature)
-        return batching_obstacle(plan.entry.signature, plan.findings)
+        reason = batching_obstacle(plan.entry.signature, plan.findings)
+        rows = self._rows[signature]
+        return rows.reason if reason is None and rows.verdict == "mixed" else reason
+
+    def row_separation(self, signature: str) -> RowSeparation:
+        """What the graph tells about rows; see `LoadedModel.row_separation`."""
+        found = self._rows.get(signature)
+        return found or RowSeparation("unknown", f"the model has no signature '{signature}'")
 
     def _plan(self, signature: str) -> Plan:
         plan = self._plans.get(signature)

@@ -1,7 +1,6 @@
 """PyTorch: TorchScript archives loaded, examined without being trusted, and called with named arrays."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ import torch
 
 from gateway import cpus
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory, RequestError
-from gateway.instance import torch_errors, torch_inputs, torch_integers, torch_signature, torch_types
+from gateway.instance import torch_errors, torch_inputs, torch_integers, torch_rows, torch_signature, torch_types
 from gateway.instance.backend import Tensors
 from gateway.instance.handlers import with_image_input
+from gateway.instance.row_separation import RowSeparation
+from gateway.instance.torch_archive import read_archive, without_warnings
 from gateway.instance.torch_forms import Forms, PlainForm, freeze, optimise
 from gateway.instance.torch_graph import constant, examine
 from gateway.instance.torch_inputs import Example, Guesses
@@ -22,7 +23,6 @@ from gateway.store.manifest import ModelConfig
 from gateway.tensors import Array, Signature, TensorSpec
 
 SIGNATURE = "forward"
-_NO_FORWARD = "the archive has no forward method; script or trace a module that defines forward"
 # The guard behind torch.inference_mode(), at a third of its price (0.45 against 1.15 µs a call).
 _InferenceMode = torch._C._InferenceMode  # noqa: SLF001
 _DATATYPES = torch_types.TORCH_DATATYPES
@@ -50,13 +50,11 @@ class TorchBackend:
         # tiny MLP with batches of 1 to 32, 20 µs of noise after that. Without it the first call takes 1 ms, the median
         # is the same (9 µs optimised, 11 plain) and no later call is slow.
         torch._C._jit_set_profiling_mode(False)  # noqa: SLF001 - no public name
-        with _quiet():
+        with without_warnings():
             # PyTorch warns once in a process of arrays that are not writable; nothing here writes into inputs.
             torch.from_numpy(np.frombuffer(bytes(4), np.float32))
             form = PlainForm(artifact)
-            module, typed = _open(artifact, device)
-            if not module._c._has_method("forward"):  # noqa: SLF001 - no public name
-                raise LoadFailed(_NO_FORWARD)
+            module, typed = read_archive(artifact, device)
             form.hold(module, artifact)
             if torch_errors.is_flatbuffer(artifact):
                 # Its weights point into the file's bytes, which live as long as the module that was read from them.
@@ -102,6 +100,8 @@ class TorchScriptModel:
         guesses = torch_inputs.guesses(weighed, _dtype_of(graph))
         self._example = None if self.stateful else self._find_example(config, guesses, typed)
         pair = self._two_rows()
+        shapes = self._example or torch_inputs.declared_shapes(config.inputs)
+        self._rows = torch_rows.row_separation(graph, self._arguments, shapes, frozen or module)
         undeclared = not (config.inputs or self._traced)
         floats_only = torch_integers.floats_only(self._answer, self._example, weighed) if undeclared else frozenset()
         self._known = torch_signature.Known(self._traced, floats_only)
@@ -214,6 +214,18 @@ class TorchScriptModel:
 
     def batching_obstacle(self, signature: str) -> str | None:
         """Why requests must not be joined; see `LoadedModel.batching_obstacle`."""
+        if (reason := self._plain_obstacle(signature)) is not None:
+            return reason
+        return self._rows.reason if self._rows.verdict == "mixed" else None
+
+    def row_separation(self, signature: str) -> RowSeparation:
+        """What the graph tells about rows; see `LoadedModel.row_separation`."""
+        if signature != SIGNATURE:
+            return RowSeparation("unknown", f"the model has no signature '{signature}'")
+        return self._rows
+
+    def _plain_obstacle(self, signature: str) -> str | None:
+        """What speaks against joining requests wherever the rows go."""
         if signature != SIGNATURE:
             return f"the model has no signature '{signature}'"
         reason = self._facts.obstacle()
@@ -236,7 +248,7 @@ class TorchScriptModel:
 
     def _two_rows(self) -> Example | None:
         """The example with a second row, if the model takes that."""
-        if self._example is None or self.batching_obstacle(SIGNATURE) is not None:
+        if self._example is None or self._plain_obstacle(SIGNATURE) is not None:
             return None
         if any(not array.ndim or len(array) != 1 for array in self._example.values()):
             return None
@@ -291,29 +303,6 @@ class TorchScriptModel:
         return Signature(SIGNATURE, inputs, outputs, torch_signature.takes_more(self._arguments), more)
 
 
-def _open(artifact: Path, device: str) -> tuple[Any, Any]:
-    """The module in evaluation mode, and its graph with the types of the inputs it was traced with, if known."""
-    read: Callable[..., Any] = torch.jit.load
-    typed = None
-    try:
-        if torch_errors.has_traced_inputs(artifact):
-            with contextlib.suppress(RuntimeError):
-                module = read(artifact, map_location=device, _restore_shapes=True)
-                graph = module.graph
-                typed = graph.copy()
-                # The types are those of one example: no pass may take them for the shapes of all requests.
-                torch._C._jit_pass_erase_shape_information(graph)  # noqa: SLF001 - no public name
-        if typed is None:
-            module = read(artifact, map_location=device)
-        return module.eval(), typed
-    except AttributeError:  # only traced modules without forward have no graph
-        raise LoadFailed(_NO_FORWARD) from None
-    except Exception as error:  # noqa: BLE001 - a damaged archive may raise anything
-        if reason := torch_errors.refusal(artifact):
-            raise LoadFailed(reason) from None
-        raise torch_errors.unreadable(error) from None
-
-
 def _dtype_of(graph: Any) -> torch.dtype:
     """The datatype of the largest floating point weight."""
     found = (constant(value) for node in graph.nodes() for value in node.outputs())
@@ -340,11 +329,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def _shared(tensor: torch.Tensor, source: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and tensor.device == source.device and _is_alias_of(tensor, source)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings that TorchScript is deprecated: the user has the archive already."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

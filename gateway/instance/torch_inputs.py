@@ -101,6 +101,11 @@ def _combinations(guesses: list[list[Guess]]) -> Iterator[tuple[Guess, ...]]:
 # --- Declared in model.yaml -----------------------------------------------------------------------
 
 
+def declared_shapes(configs: Sequence[TensorConfig]) -> Example | None:
+    """Arrays of the declared ranks and datatypes, one element an axis, for a model of which no example is known."""
+    return {one.name: np.empty((1,) * len(one.shape), DTYPES[one.datatype]) for one in configs} or None
+
+
 def declared(configs: Sequence[TensorConfig], graph: dict[str, list[Guess]]) -> dict[str, list[Guess]]:
     """Guesses for declared inputs: one row, the other open dimensions of a few sizes, small whole numbers."""
     candidates = {}
