@@ -91,3 +91,44 @@ def doubted(value: Any, doubt: Doubt | None) -> Any:
     if isinstance(value, dict):
         return {key: doubted(item, doubt) for key, item in value.items()}
     return value if value is MISSING or value is None else Number(worst(doubt_of(value), doubt))
+
+
+SINGLE_VALUES = (
+    "aten::Int",
+    "aten::Float",
+    "aten::Bool",
+    "aten::item",
+    "aten::ScalarImplicit",
+    "aten::IntImplicit",
+    "aten::FloatImplicit",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::allclose",
+    "aten::str",
+    "aten::format",
+)
+"""Operators that make a number of a tensor."""
+
+
+TYPE_QUESTIONS = (
+    "prim::dtype",
+    "prim::device",
+    "prim::layout",
+    "prim::is_cuda",
+    "prim::is_cpu",
+    "prim::is_mps",
+    "prim::requires_grad",
+    "prim::is_quantized",
+    "prim::is_sparse",
+    "prim::type",
+    "prim::itemsize",
+    "aten::is_floating_point",
+    "aten::is_complex",
+    "aten::is_grad_enabled",
+    "aten::is_contiguous",
+    "aten::is_autocast_enabled",
+    "aten::is_autocast_cpu_enabled",
+    "aten::get_device",
+    "prim::CreateObject",
+)
+"""Operators that ask for no more than the kind of a tensor or the state of the program."""

@@ -31,6 +31,8 @@ from gateway.instance.torch_row_calls import (
 )
 from gateway.instance.torch_row_effects import (
     READ_SHAPES,
+    SINGLE_VALUES,
+    TYPE_QUESTIONS,
     doubted,
     doubted_where_lost,
     either,
@@ -94,8 +96,8 @@ class Reader:
             "aten::list": lambda node: self._copy(self._first(node)),
             "aten::warn": lambda _: None,
             "prim::Print": lambda _: None,
-            **dict.fromkeys(_SINGLES, self._single),
-            **dict.fromkeys(_KINDS, lambda _: Number()),
+            **dict.fromkeys(SINGLE_VALUES, self._single),
+            **dict.fromkeys(TYPE_QUESTIONS, lambda _: Number()),
         }
 
     def read(self, graph: Any, values: Sequence[Any]) -> list[Any]:
@@ -330,43 +332,6 @@ class Reader:
             raise TimeoutError
         carried = [doubted(value, doubt) for value in carried]
         return carried[0] if len(carried) == 1 else carried
-
-
-_SINGLES = (
-    "aten::Int",
-    "aten::Float",
-    "aten::Bool",
-    "aten::item",
-    "aten::ScalarImplicit",
-    "aten::IntImplicit",
-    "aten::FloatImplicit",
-    "aten::is_nonzero",
-    "aten::equal",
-    "aten::allclose",
-    "aten::str",
-    "aten::format",
-)
-_KINDS = (
-    "prim::dtype",
-    "prim::device",
-    "prim::layout",
-    "prim::is_cuda",
-    "prim::is_cpu",
-    "prim::is_mps",
-    "prim::requires_grad",
-    "prim::is_quantized",
-    "prim::is_sparse",
-    "prim::type",
-    "prim::itemsize",
-    "aten::is_floating_point",
-    "aten::is_complex",
-    "aten::is_grad_enabled",
-    "aten::is_contiguous",
-    "aten::is_autocast_enabled",
-    "aten::is_autocast_cpu_enabled",
-    "aten::get_device",
-    "prim::CreateObject",
-)
 
 
 class _Under:
