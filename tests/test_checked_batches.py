@@ -203,6 +203,19 @@ def test_requests_that_are_refused_together_and_answered_alone_are_a_violation(b
     assert here.violations == ["the model refuses requests together that it answers alone"]
 
 
+def test_equal_requests_that_fail_once_are_no_violation(begin: Begin) -> None:
+    failures = iter([InferenceFailed("once")])
+
+    def flaky(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        for error in failures:
+            raise error
+        return double(inputs)
+
+    here = begin(flaky, repeatable="forward")
+    assert here.run(1, 1) == [[[2.0]], [[2.0]]]
+    assert not here.violations
+
+
 def test_an_output_with_too_few_rows_is_a_violation(begin: Begin) -> None:
     here = begin(lambda inputs: {"y": inputs["x"].sum(keepdims=True)})
     here.run(1, 2)

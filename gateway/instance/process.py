@@ -81,6 +81,15 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
         send(control, failure(error))
         return 1
     send(control, _ready(model, spawn, batching, protection, time.perf_counter() - started))
+    serve(model, spawn, batching, listener, control)
+    priority.give_way()  # nobody waits for the kernel to take the process apart, which is milliseconds of work
+    return 0
+
+
+def serve(
+    model: LoadedModel, spawn: Spawn, batching: Batching, listener: socket.socket, control: socket.socket
+) -> None:
+    """Answer requests until the supervisor says stop, and do what else it says meanwhile."""
     tell = functools.partial(send, control)
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
     if batching.checked:
@@ -98,8 +107,6 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
         return True
 
     server.run(control, on_control)
-    priority.give_way()  # nobody waits for the kernel to take the process apart, which is milliseconds of work
-    return 0
 
 
 def _ready(model: LoadedModel, spawn: Spawn, batching: Batching, protection: str, seconds: float) -> Ready:

@@ -326,4 +326,4 @@ class Keeper:
         tasks = [task for tasks in self._replacing.values() for task in tasks]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._publishing, return_exceptions=True)

@@ -22,7 +22,7 @@ class Control:
         self._stream = stream
         self._on_report = on_report
         self._reports = 0
-        # One message waits at most: an instance that sends more is not read on until somebody asks for it.
+        # One message waits at most: an instance that sends more is not read on until `receive` is called.
         self._messages: asyncio.Queue[FromInstance | Exception | None] = asyncio.Queue(1)
         self._reader = asyncio.create_task(self._read())
 
