@@ -87,7 +87,7 @@ class Residency:
         self._ask_usage = ask_usage
         self._estimate = estimate
         self._asking: asyncio.Future[UsageOf] | None = None
-        self._promised: dict[Version, Mapping[str, int]] = {}  # to versions for which others are being evicted
+        self.promised: dict[Version, Mapping[str, int]] = {}  # to versions for which others are being evicted
         self._digests: dict[Version, str] = {}
         self._baselines: WeakKeyDictionary[Instance, tuple[int, int]] = WeakKeyDictionary()
         # private and anonymous bytes when measured
@@ -151,17 +151,17 @@ class Residency:
         return admission.fits
 
     def _promised_to_others(self, version: Version) -> list[Resident]:
-        return [Resident(each.key, need) for each, need in self._promised.items() if each is not version]
+        return [Resident(each.key, need) for each, need in self.promised.items() if each is not version]
 
     async def _make_way(
         self, version: Version, need: Mapping[str, int], keys: Sequence[Key], evict: Callable[[Key], Awaitable[bool]]
     ) -> bool:
         """Evict these for a version, to which their memory is promised meanwhile; whether any could be evicted."""
-        self._promised[version] = need
+        self.promised[version] = need
         try:
             return any(await asyncio.gather(*map(evict, keys)))
         finally:
-            del self._promised[version]
+            del self.promised[version]
 
     async def _usage_now(self) -> UsageOf:
         """What the workers say of the use of each version; versions that wait for memory at once ask them once."""

@@ -91,6 +91,6 @@ class Version:
             refusal=self.refusal,
             file=artifact.path.name if artifact.path != artifact.directory else "",
             default=default,
-            wanted=len(self.devices),
+            wanted=len(self.devices) if self.state in (State.LOADING, State.READY) and not cold else 0,
             artifact_bytes=artifact.contents.size,
         )
