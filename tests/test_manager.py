@@ -616,3 +616,22 @@ async def test_an_instance_whose_device_is_gone_for_good_is_not_asked_for_again_
         await stage.until_quiet()
         assert 1 <= asked <= 3
         assert stage.states() == {"m/1": "READY"}
+
+
+async def test_a_load_that_waits_for_its_turn_does_not_serve_files_that_have_left_the_store_meanwhile() -> None:
+    async with staged(artifact()) as stage:
+        stage.node.on_spawn = lambda _: None
+        serving = asyncio.create_task(stage.serve())
+        await stage.node.until_spawned(1)
+        loading = asyncio.create_task(stage.load())
+        await stage.until_quiet()
+        stage.store.clear()
+        leaving = asyncio.create_task(stage.serve())
+        await stage.until_quiet()
+        stage.node.on_spawn = stage.node.succeed
+        stage.node.succeed(stage.node.spawned[0])
+        with pytest.raises(ModelNotFound):
+            await asyncio.wait_for(loading, PATIENCE)
+        await asyncio.gather(serving, leaving)
+        assert stage.manager.versions == {}
+        assert not stage.node.running

@@ -180,10 +180,12 @@ class Manager:
 
         ModelNotFound, or LoadFailed with the reason; a version that serves is not lost by that.
         """
-        if not artifacts:
-            # Triton's clients look for both halves of it.
-            raise ModelNotFound(f"Request for unknown model: '{model}' is not found and failed to load")
+        there = self._wanted.there(model)
         async with self.registry.lock(model):
+            artifacts = self._wanted.still_there(artifacts, there)
+            if not artifacts:
+                # Triton's clients look for both halves of it.
+                raise ModelNotFound(f"Request for unknown model: '{model}' is not found and failed to load")
             serves = any(version.serves() for version in self.registry.of(model))
             if serves and all(artifact.problem for artifact in artifacts):
                 # Such as a model.yaml that says nothing: its policy and labels are not known, and nothing may go.
@@ -221,10 +223,12 @@ class Manager:
         Returns the highest of them, which is COLD where `workers` is 0. VersionNotFound, Conflict if it is served
         already, LoadFailed or OutOfMemory with the reason.
         """
-        chosen = aspired(artifacts) if number == ANY else [each for each in artifacts if each.version == number]
-        if not chosen:
-            raise VersionNotFound(f"model '{model}' has no version {number} in the model store")
+        in_store = self._wanted.there(model)
         async with self.registry.lock(model):
+            artifacts = self._wanted.still_there(artifacts, in_store)
+            chosen = aspired(artifacts) if number == ANY else [each for each in artifacts if each.version == number]
+            if not chosen:
+                raise VersionNotFound(f"model '{model}' has no version {number} in the model store")
             there = {each.artifact.version for each in self._registered(model) if each.state is not State.FAILED}
             new = [artifact for artifact in chosen if artifact.version not in there]
             if not new:

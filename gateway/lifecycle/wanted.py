@@ -61,6 +61,14 @@ class Wanted:
         self._artifacts[model] = list(artifacts)
         self._there |= {(artifact.model, artifact.version) for artifact in artifacts}
 
+    def there(self, model: str) -> set[int]:
+        """The versions of a model that are in the store, as far as it was seen."""
+        return {number for name, number in self._there if name == model}
+
+    def still_there(self, artifacts: Sequence[Artifact], before: Collection[int]) -> list[Artifact]:
+        """Those that have not left the store since `there` gave `before`: a newer look counts for more."""
+        return [each for each in artifacts if each.version not in before or (each.model, each.version) in self._there]
+
     def models(self) -> list[str]:
         """All models in the store."""
         return list(self._artifacts)
