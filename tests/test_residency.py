@@ -10,6 +10,7 @@ from gateway.lifecycle import residency as module
 from gateway.lifecycle.placement import CPU, LEAST_BYTES, Device
 from gateway.lifecycle.state import State
 from gateway.nodes.node import DeviceMemory, Instance
+from gateway.store.manifest import InstanceGroup
 
 BUDGET = {"cpu": 31}
 
@@ -505,3 +506,15 @@ async def test_an_instance_whose_gpu_is_lost_is_replaced_on_another() -> None:
         stage.node.end(stage.node.spawned[0], -9)
         await stage.until(lambda: stage.routed("a") == ["a/1#0.1"])
         assert stage.node.spawned[1].device.name == ("cuda:1" if lost.name == "cuda:0" else "cuda:0")
+
+
+async def test_the_memory_of_an_instance_that_is_being_replaced_is_not_given_away() -> None:
+    two = artifact("a", instance_group=InstanceGroup(count=2))
+    async with staged(two, artifact("b"), budgets={"cpu": 26}) as stage:
+        of_ten_bytes(stage)
+        await stage.serve()
+        stage.node.on_spawn = lambda _: None
+        stage.node.end(stage.version("a").instances[0], -9)
+        await stage.until(lambda: len(stage.routed("a")) == 1)
+        await stage.look_at_memory()
+        assert stage.residency.account.held[stage.version("a")] == {"cpu": 20}

@@ -248,6 +248,12 @@ class Residency:
             holds["cpu"] += footprint.private
             if instance.device.name != "cpu":
                 holds[instance.device.name] += footprint.gpu
+        # An instance that is being replaced will need as much as the others do.
+        missing = Counter(device.name for device in version.devices) - Counter(each.device.name for each in footprints)
+        for device, count in missing.items():
+            holds["cpu"] += count * max(each.private for each in footprints.values())
+            if device != "cpu":
+                holds[device] += count * max(each.gpu for each in footprints.values())
         self.account.held[version] = dict(holds)
         if digest := self._digests.get(version):
             loop = asyncio.get_running_loop()
@@ -279,7 +285,9 @@ class Residency:
                     self._growth[instance] = grown[instance] - self._born[instance]
                     private[instance] = base + max(0, grown[instance] - anonymous)
             if private:
-                self.account.held[version] = {**self.account.held.get(version, {}), "cpu": sum(private.values())}
+                missing = max(0, len(version.devices) - len(private))  # they are being replaced, and need as much
+                held = sum(private.values()) + missing * max(private.values())
+                self.account.held[version] = {**self.account.held.get(version, {}), "cpu": held}
             limit = version.artifact.config.memory_limit_bytes
             for instance, size in private.items():
                 self.account.saw(instance, size)
