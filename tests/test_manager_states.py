@@ -6,7 +6,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from stage import Stage, artifact
@@ -274,7 +274,15 @@ class ManagerStates(RuleBasedStateMachine):
                     assert {each.version for each in wanted} <= {each.artifact.version for each in there}
 
 
+PHASES = (Phase.generate, Phase.shrink)
+"""Tracing lines to explain a failure takes longer than all the rest."""
+
 ManagerStates.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    phases=PHASES,
 )
 test_the_manager_keeps_its_promises_whatever_happens = ManagerStates.TestCase
