@@ -6,7 +6,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from stage import Stage, artifact
@@ -120,6 +120,13 @@ class ManagerStates(RuleBasedStateMachine):
         self.stage.store = [self.store[key] for key in sorted(self.store)]
         self._begin(self.stage.manager.reconcile(Inventory(list(self.stage.store))))
 
+    async def _by_hand(self, model: str, action: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await action
+        finally:
+            self.by_hand.add(model)
+            self.unloaded[model] = None
+
     # What may happen
 
     @rule(model=MODELS, number=NUMBERS, policy=POLICIES, pinned=st.booleans(), bad=st.sampled_from(["", "", "", "no"]))
@@ -168,21 +175,16 @@ class ManagerStates(RuleBasedStateMachine):
 
     @rule(model=MODELS, number=st.sampled_from([1, 2, ANY]), workers=st.sampled_from([0, 1, 2]))
     def a_version_is_registered(self, model: str, number: int, workers: int) -> None:
-        self.by_hand.add(model)
-        self.unloaded[model] = None
         found = [each for each in self.stage.store if each.model == model]
-        self._begin(self.stage.manager.register(model, found, number, workers))
+        self._begin(self._by_hand(model, self.stage.manager.register(model, found, number, workers)))
 
     @rule(model=MODELS, number=st.sampled_from([1, 2, ANY]))
     def a_version_is_unregistered(self, model: str, number: int) -> None:
-        self.by_hand.add(model)
-        self.unloaded[model] = None
-        self._begin(self.stage.manager.unregister(model, number))
+        self._begin(self._by_hand(model, self.stage.manager.unregister(model, number)))
 
     @rule(model=MODELS, number=st.sampled_from([1, 2, ANY]), least=st.sampled_from([0, 1, 2]))
     def a_version_is_scaled(self, model: str, number: int, least: int) -> None:
-        self.by_hand.add(model)
-        self._begin(self.stage.manager.scale(model, number, least, least))
+        self._begin(self._by_hand(model, self.stage.manager.scale(model, number, least, least)))
 
     @rule(model=MODELS, number=NUMBERS)
     def a_request_wakes(self, model: str, number: int) -> None:
@@ -272,7 +274,15 @@ class ManagerStates(RuleBasedStateMachine):
                     assert {each.version for each in wanted} <= {each.artifact.version for each in there}
 
 
+PHASES = (Phase.generate, Phase.shrink)
+"""Tracing lines to explain a failure takes longer than all the rest."""
+
 ManagerStates.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    phases=PHASES,
 )
 test_the_manager_keeps_its_promises_whatever_happens = ManagerStates.TestCase

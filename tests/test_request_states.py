@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from uvicorn.server import ServerState
@@ -394,7 +394,15 @@ class RequestStates(RuleBasedStateMachine):
 APP: list[Any] = []
 """Built once: it takes longer than all the rest."""
 
+PHASES = (Phase.generate, Phase.shrink)
+"""Tracing lines to explain a failure takes longer than all the rest."""
+
 RequestStates.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    phases=PHASES,
 )
 test_a_request_is_answered_once_whatever_happens = RequestStates.TestCase

@@ -49,6 +49,10 @@ def _failure(version: Version) -> GatewayError:
     return error(f"model '{model}' version {number} failed to load: {version.reason}")
 
 
+def _unknown(model: str, more: str = "") -> ModelNotFound:
+    return ModelNotFound(f"Request for unknown model: '{model}' is not found{more}")
+
+
 class Manager:
     """Brings what there is to what is wanted. `publish` sends the routes and returns when the workers use them."""
 
@@ -182,10 +186,8 @@ class Manager:
         """
         there = self._wanted.there(model)
         async with self.registry.lock(model):
-            artifacts = self._wanted.still_there(artifacts, there)
-            if not artifacts:
-                # Triton's clients look for both halves of it.
-                raise ModelNotFound(f"Request for unknown model: '{model}' is not found and failed to load")
+            if not (artifacts := self._wanted.still_there(artifacts, there)):
+                raise _unknown(model, " and failed to load")  # Triton's clients look for both halves of it
             serves = any(version.serves() for version in self.registry.of(model))
             if serves and all(artifact.problem for artifact in artifacts):
                 # Such as a model.yaml that says nothing: its policy and labels are not known, and nothing may go.
@@ -210,7 +212,7 @@ class Manager:
     async def _unload(self, model: str) -> None:
         versions = self.registry.of(model)
         if not versions:
-            raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
+            raise _unknown(model)
         self._wanted.unload(model)
         self._read_names(model)
         await asyncio.gather(*map(self.loader.drain, versions))
@@ -261,7 +263,7 @@ class Manager:
         """A version that is registered, or with ANY the default; ModelNotFound or VersionNotFound."""
         registered = {version.artifact.version: version for version in self._registered(model)}
         if not registered:
-            raise ModelNotFound(f"Request for unknown model: '{model}' is not found")
+            raise _unknown(model)
         if number == ANY:
             serving = [each for each, version in registered.items() if version.serves()]
             number = default_now(self.registry.defaults.get(model), serving or list(registered)) or 0
@@ -324,8 +326,7 @@ class Manager:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.residency.patience
         while True:
-            version = self._found(model, number)
-            await self.loader.wait_for_room(version, deadline)
+            await self.loader.wait_for_room(self._found(model, number), deadline)
             async with self.registry.lock(model):
                 version = self._found(model, number)
                 if version.state is State.COLD:
@@ -334,16 +335,14 @@ class Manager:
                 if version.is_ready():
                     return
                 if version.state is not State.COLD or loop.time() >= deadline:
-                    out_of_memory = version.refusal or version.state is State.COLD
-                    error = OutOfMemory if out_of_memory else ModelNotReady
+                    error = OutOfMemory if version.refusal or version.state is State.COLD else ModelNotReady
                     raise error(f"model '{model}' version {number} is {version.state}: {version.reason}")
             await asyncio.sleep(AGAIN_SECONDS)  # another version was faster
 
     def _found(self, model: str, number: int) -> Version:
-        version = self.versions.get((model, number))
-        if version is None:
+        if (model, number) not in self.versions:
             raise VersionNotFound(f"Request for unknown model: '{model}' version '{number}' is not found")
-        return version
+        return self.versions[model, number]
 
     async def close(self) -> None:
         """Replace nothing any more."""
