@@ -1,4 +1,4 @@
-"""What must be right at the edge before anything is started: keys, TLS, and the package that tracing needs."""
+"""What must be right at the edge before anything is started: keys, TLS, and the packages that are named or needed."""
 
 from importlib.util import find_spec
 from urllib.parse import urlsplit
@@ -21,12 +21,22 @@ def check(settings: Settings) -> None:
                 f"`gateway keys add NAME --scope admin --keys-file {settings.keys_file}` makes it"
             )
         keys.read(settings.keys_file)
+    _check_libraries(settings)
     if settings.otlp_endpoint is not None:
         url = urlsplit(settings.otlp_endpoint)
         if url.scheme not in ("http", "https") or not url.netloc:
             raise ConfigError("bad value for setting 'otlp_endpoint': write a URL such as http://127.0.0.1:4318")
         if not _can_trace():
             raise ConfigError("otlp_endpoint needs OpenTelemetry: pip install 'model-serving-gateway[tracing]'")
+
+
+def _check_libraries(settings: Settings) -> None:
+    """ConfigError for a package with operators that is not installed."""
+    for name in (*settings.torch_library, *settings.tensorflow_library):
+        # Only the package itself: looking for what is in it would import it here.
+        if find_spec(name.partition(".")[0]) is None:
+            setting = "torch_library" if name in settings.torch_library else "tensorflow_library"
+            raise ConfigError(f"bad value for setting '{setting}': no package {name} is installed")
 
 
 def _can_trace() -> bool:

@@ -15,13 +15,13 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
-from gateway.instance import priority, sandbox
+from gateway.instance import libraries, priority, sandbox
 from gateway.instance.backend import Backend, LoadedModel
 from gateway.instance.handlers import HandledModel, handled
 from gateway.instance.proof import decide_batching, may_join
 from gateway.instance.recording import Recorder
 from gateway.instance.serve import Server
-from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready, Spawn, Stop, send
+from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready, Spawn, Stop, Testing, send
 from gateway.ipc.recording import receive
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import raw_from_array
@@ -60,7 +60,9 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
     try:
         listener = prepare(spawn, output_fd)
         protection = sandbox.enter(spawn)
+        libraries.check(backend.framework, spawn.config.libraries)
         check_files(Path(spawn.directory or spawn.artifact))
+        backend.before_test = functools.partial(send, control, Testing())
         loaded = backend.load(Path(spawn.artifact), spawn.config, "cpu" if spawn.device == "cpu" else "cuda:0")
         model = handled(loaded, spawn.config)
         batching = decide_batching(loaded, spawn.config)
@@ -79,6 +81,7 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
             default_signature=model.default_signature,
             batching=batching,
             notes=model.notes,
+            warning=model.trouble,
             load_seconds=time.perf_counter() - started,
             device_memory=model.device_memory(),
             sandbox=protection,

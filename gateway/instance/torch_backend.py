@@ -12,8 +12,9 @@ import torch
 
 from gateway.errors import GatewayError, LoadFailed, RequestError
 from gateway.instance import torch_errors, torch_inputs, torch_signature, torch_types
-from gateway.instance.backend import Tensors
+from gateway.instance.backend import Tensors, nothing
 from gateway.instance.handlers import with_image_input
+from gateway.instance.probing import trouble_of
 from gateway.instance.torch_graph import constant, examine
 from gateway.instance.torch_inputs import Example
 from gateway.instance.torch_recording import TorchTracer
@@ -35,6 +36,9 @@ class TorchBackend:
     framework = "pytorch"
     cuda = torch.version.cuda is not None
 
+    def __init__(self) -> None:
+        self.before_test: Callable[[], None] = nothing
+
     def load(self, artifact: Path, config: ModelConfig, device: str) -> "TorchScriptModel":
         """Load a TorchScript archive; see `Backend.load`."""
         if not artifact.is_file():
@@ -50,6 +54,7 @@ class TorchBackend:
             # PyTorch warns once in a process of arrays that are not writable; nothing here writes into inputs.
             torch.from_numpy(np.frombuffer(bytes(4), np.float32))
             module, typed = _open(artifact, device)
+            self.before_test()
             model = TorchScriptModel(module, config, device, typed)
         model.artifact = artifact
         if torch_errors.is_flatbuffer(artifact):
@@ -87,6 +92,7 @@ class TorchScriptModel:
         fast = simple and self._device is None and not self._facts.mutates_inputs
         self._names = [argument.name for argument in self._arguments] if fast else None
         self._set_call(module)
+        self.trouble = ""
         self._example = None if self.stateful else self._find_example(config, graph, typed)
         self._pair = self._two_rows()
         self.notes = [f"optimize_for_inference: {self._optimise(module, frozen)}"]
@@ -191,13 +197,19 @@ class TorchScriptModel:
     def _find_example(self, config: ModelConfig, graph: Any, typed: Any) -> Example | None:
         """A request that forward accepted: as declared, else as traced, else as the weights in the graph suggest."""
         guesses = torch_inputs.guesses(graph, self._arguments, _dtype_of(graph))
+        failures: list[GatewayError] = []
+        candidates = []
         if config.inputs:
-            return torch_inputs.search(torch_inputs.declared(config.inputs, guesses), self._try)
-        traced = {} if typed is None else torch_inputs.traced(typed, self._arguments, guesses)
-        if traced and (example := torch_inputs.search(traced, self._try)) is not None:
-            return example
-        # A loop that runs until the values please it may never end on values that were made up.
-        return None if self._facts.value_loop else torch_inputs.search(guesses, self._try)
+            candidates.append(torch_inputs.declared(config.inputs, guesses))
+        else:
+            candidates.append({} if typed is None else torch_inputs.traced(typed, self._arguments, guesses))
+            # A loop that runs until the values please it may never end on values that were made up.
+            candidates.append({} if self._facts.value_loop else guesses)
+        for each in filter(None, candidates):
+            if (example := torch_inputs.search(each, self._try, failures)) is not None:
+                return example
+        self.trouble = trouble_of(failures)
+        return None
 
     def _two_rows(self) -> Example | None:
         """The example with a second row, if the model takes that."""

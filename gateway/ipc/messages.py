@@ -63,6 +63,12 @@ class RunnerReady(Message):
     """Whether this build of it can use GPUs."""
 
 
+class RunnerFailed(Message):
+    """Runner → supervisor: a package that it was told to import cannot be had; the runner ends."""
+
+    reason: str
+
+
 class Forked(Message):
     """Runner → supervisor: the process of an instance, whose own word for it would be a claim."""
 
@@ -110,8 +116,14 @@ class Ready(Message):
     """Bytes that the framework has taken on the instance's GPU; None on the CPU or where it does not tell."""
     sandbox: str = ""
     """What protects the rest from the model, and what the kernel lacks for it: one sentence."""
+    warning: str = ""
+    """Why no request made up to test the model was answered; empty where one was, or none was tried."""
     example: list[ExampleInput] = []
     """A request of one row to the default signature; empty if none is known."""
+
+
+class Testing(Message):
+    """The artifact is in memory, and a request made up to test it is about to be computed; sent once at most."""
 
 
 class Failed(Message):
@@ -287,7 +299,7 @@ class Ask(Message):
 
 
 ToRunner = Spawn | Kill
-FromRunner = RunnerReady | Forked | Exited
+FromRunner = RunnerReady | RunnerFailed | Forked | Exited
 ToWorker = Start | Keys | Routes | Collect | Answer | Died | Condemned | AskUsage
 FromWorker = Hello | Applied | Counts | Ask | Condemned | Usage
 

@@ -6,7 +6,7 @@ The files lie in the instance's temporary folder, under names that nobody choose
 import socket
 import struct
 
-from gateway.ipc.messages import Failed, Message, Ready, Stop, unpack
+from gateway.ipc.messages import Failed, Message, Ready, Stop, Testing, unpack
 
 _LENGTH = struct.Struct("<I")
 
@@ -35,7 +35,7 @@ class Recorded(Message):
 
 
 ToInstance = Stop | Record | EndRecord
-FromInstance = Ready | Failed | Recorded
+FromInstance = Testing | Ready | Failed | Recorded
 
 
 def trace_name(number: int) -> str:
