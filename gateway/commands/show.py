@@ -176,7 +176,7 @@ def _show(
 
     screen.print(plain(f"{summary['name']}/{summary['version']} {summary['state']}"), style="bold")
     if summary["reason"] and summary["state"] != "UNLOADED":
-        screen.print(plain(summary["reason"]), style="red")
+        screen.print(plain(summary["reason"]), style="yellow" if summary["state"] == "READY" else "red")
     if summary["state"] in ("COLD", "UNLOADED"):
         who = "its first request, or " if summary["state"] == "COLD" else ""
         line("", f"{who}`gateway load {shlex.quote(summary['name'])}` loads it")

@@ -96,6 +96,7 @@ class TorchScriptModel:
         self._example = None if self.stateful else self._find_example(config, graph, typed)
         self._pair = self._two_rows()
         self.notes = [f"optimize_for_inference: {self._optimise(module, frozen)}"]
+        self.notes += torch_signature.naming_notes(self._arguments)
         self.signatures = {SIGNATURE: self._signature(config, graph)}
 
     # --- Calls

@@ -39,6 +39,8 @@ class Spawn(Message):
     socket_path: str
     directory: str = ""
     """The version's directory, the only one of the store that the instance may read."""
+    linked: list[str] = []
+    """Resolved paths in the store, outside of that directory, that links in it lead to: it may read these as well."""
     scratch: str = ""
     """The instance's private temporary folder, the only one that it may write."""
     background: bool = False
@@ -123,7 +125,7 @@ class Ready(Message):
 
 
 class Testing(Message):
-    """The artifact is in memory, and a request made up to test it is about to be computed; sent once at most."""
+    """The artifact is in memory, and a request made up to test it is about to be computed."""
 
 
 class Failed(Message):

@@ -163,6 +163,7 @@ class LocalNode:
             visible_gpu=instance.device.visible,
             socket_path=instance.socket_path,
             directory=str(directory.resolve()),
+            linked=list(artifact.contents.linked),
             scratch=str(folder.resolve()),
             background=background,
             sandbox=self._sandbox,
@@ -194,7 +195,7 @@ class LocalNode:
         patience = asyncio.get_running_loop().call_later(GIVE_WAY_SECONDS, lambda: priority.raise_again(instance.pid))
         try:
             message = await line.control.receive()
-            if isinstance(message, Testing):
+            while isinstance(message, Testing):
                 instance.testing = True
                 message = await line.control.receive()
             await asyncio.wait([line.forked])  # which it was before it could say anything
