@@ -17,14 +17,14 @@ from setproctitle import setproctitle
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
 from gateway.instance import libraries, priority, sandbox
 from gateway.instance.backend import Backend, LoadedModel
+from gateway.instance.examples import shown_example
 from gateway.instance.handlers import HandledModel, handled
 from gateway.instance.proof import decide_batching, may_join
 from gateway.instance.recording import Recorder
 from gateway.instance.serve import Server
-from gateway.ipc.messages import EXAMPLE_BYTES, Batching, ExampleInput, Failed, Ready, Spawn, Stop, Testing, send
+from gateway.ipc.messages import Batching, Failed, Ready, Spawn, Stop, Testing, send
 from gateway.ipc.recording import receive
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import raw_from_array
 
 ENTRIES = 100_000
 """No SavedModel has so many files; the check of what they are ends there."""
@@ -72,6 +72,7 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
     except Exception as error:  # noqa: BLE001 - whatever an artifact does at load, the reason must reach its owner
         send(control, failure(error))
         return 1
+    example, in_binary = shown_example(model, spawn.config)
     send(
         control,
         Ready(
@@ -85,7 +86,8 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
             load_seconds=time.perf_counter() - started,
             device_memory=model.device_memory(),
             sandbox=protection,
-            example=example_of(model, spawn.config),
+            example=example,
+            example_in_binary=in_binary,
         ),
     )
     server = Server(model, spawn.config, batching.max_batch_size, listener, functools.partial(may_join, batching))
@@ -156,19 +158,6 @@ def failure(error: Exception) -> Failed:
             "directory, where a model may not look; copy it there"
         )
     return Failed(reason=f"loading raised {type(error).__name__}; the log tells more")
-
-
-def example_of(model: LoadedModel, config: ModelConfig) -> list[ExampleInput]:
-    """The example that the model was tested and warmed up with, to be shown to people; without values if it is long."""
-    if config.stateful or config.warmup.iterations == 0:
-        return []
-    found = []
-    for name, array in (model.example(model.default_signature) or {}).items():
-        datatype, raw = raw_from_array(array)
-        found.append(ExampleInput(name, datatype, array.shape, bytes(raw)))
-    if sum(len(each.data) for each in found) > EXAMPLE_BYTES:
-        found = [ExampleInput(each.name, each.datatype, each.shape) for each in found]
-    return found
 
 
 def warm_up(model: LoadedModel, config: ModelConfig, batching: Batching) -> None:

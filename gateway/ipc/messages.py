@@ -122,6 +122,8 @@ class Ready(Message):
     """Why no request made up to test the model was answered; empty where one was, or none was tried."""
     example: list[ExampleInput] = []
     """A request of one row to the default signature; empty if none is known."""
+    example_in_binary: bool = False
+    """Whether the answer to it holds strings that are no text, so that only binary data can carry it."""
 
 
 class Testing(Message):
