@@ -33,6 +33,7 @@ def load(framework: str, names: Sequence[str]) -> None:
     """Import packages by name; LoadFailed if one is not there, does not import, or starts a thread."""
     for name in names:
         option = f"{OPTIONS[framework]} {name}"
+        before = _threads()
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -43,9 +44,12 @@ def load(framework: str, names: Sequence[str]) -> None:
             said = str(error).strip().splitlines()
             reason = said[-1] if said else "it gives no reason"
             raise LoadFailed(f"{option}: it cannot be imported: {type(error).__name__}: {reason[:300]}") from None
-        threads = len(list(Path("/proc/self/task").iterdir()))
-        if threads > 1:
+        if _threads() > before:
             raise LoadFailed(f"{option}: it starts threads as it is imported, which a process for a model cannot have")
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def check(framework: str, wanted: Sequence[str]) -> None:

@@ -222,6 +222,8 @@ def find_artifact(version: Path, config: ModelConfig) -> tuple[str, Path, str]:
     for suffix in _TORCHSCRIPT_SUFFIXES:
         if (version / f"model{suffix}").is_file():
             return _checked("pytorch_torchscript", version / f"model{suffix}", config)
+    if (version / "model.savedmodel").is_dir():
+        return config.platform or "", version, "model.savedmodel/ holds no saved_model.pb; copy the whole SavedModel"
     found = ", ".join(shown(name)[1:-1] for name in sorted(child.name for child in version.iterdir())[:5]) or "nothing"
     problem = f"no artifact: expected model.pt, saved_model.pb or model.savedmodel/, found {found}"
     return config.platform or "", version, problem
