@@ -54,7 +54,7 @@ def _version(version: Version, account: Account, restarts: int) -> dict[str, Any
         "version": str(artifact.version),
         "framework": artifact.framework,
         "state": version.state.value,
-        "reason": version.reason,
+        "reason": version.reason or (version.ready.warning if version.ready and version.is_ready() else ""),
         "rejected": version.rejected is not None,
         "disagreement": version.disagreement,
         "devices": [instance.device.name for instance in version.instances],

@@ -1,4 +1,4 @@
-"""What must be right before anything is started: a temporary directory, keys, TLS, the package that tracing needs."""
+"""What must be right before anything is started: a temporary directory, keys, TLS, packages named or needed."""
 
 import contextlib
 import resource
@@ -25,6 +25,7 @@ def check(settings: Settings) -> None:
                 f"`gateway keys add NAME --scope admin --keys-file {settings.keys_file}` makes it"
             )
         keys.read(settings.keys_file)
+    _check_libraries(settings)
     if settings.otlp_endpoint is not None:
         url = urlsplit(settings.otlp_endpoint)
         if url.scheme not in ("http", "https") or not url.netloc:
@@ -42,6 +43,15 @@ def raise_open_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _check_libraries(settings: Settings) -> None:
+    """ConfigError for a package with operators that is not installed."""
+    for name in (*settings.torch_library, *settings.tensorflow_library):
+        # Only the package itself: looking for what is in it would import it here.
+        if find_spec(name.partition(".")[0]) is None:
+            setting = "torch_library" if name in settings.torch_library else "tensorflow_library"
+            raise ConfigError(f"bad value for setting '{setting}': no package {name} is installed")
 
 
 def _can_trace() -> bool:

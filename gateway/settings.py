@@ -1,5 +1,6 @@
 """Settings of `gateway serve`: gateway.yaml, over it GATEWAY_* variables, over them the command line."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -8,7 +9,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from gateway import yaml_text
 from gateway.errors import ConfigError
@@ -19,6 +26,7 @@ _CLIENT_VARIABLES = {"GATEWAY_URL", "GATEWAY_API_KEY"}
 """What the commands that ask a server read from the environment (commands/client.py); no settings of the server."""
 # Kubernetes sets these in every pod beside a Service called "gateway"; they are not meant for us.
 _SERVICE_LINK = re.compile(r"GATEWAY_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+LIBRARY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.\-]*://[^/\s?#@,]+")
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
@@ -51,6 +59,23 @@ def _checked_origin(value: str) -> str:
 
 Origin = Annotated[str, AfterValidator(_checked_origin)]
 """Scheme, host and, where it is not the scheme's own, port, as browsers send them."""
+
+
+def _listed(value: Any) -> Any:
+    """A list from YAML or the command line, a JSON list or a comma-separated text from the environment."""
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _checked_library(value: str) -> str:
+    if not LIBRARY.fullmatch(value):
+        raise ValueError("must be the name of a Python module, such as torchvision")
+    return value
+
+
+Libraries = Annotated[list[Annotated[str, AfterValidator(_checked_library)]], NoDecode, BeforeValidator(_listed)]
+"""Names of Python packages that register operators with a framework."""
 
 
 def _state_directory() -> Path:
@@ -92,6 +117,10 @@ class Settings(BaseSettings):
     """The same for each GPU."""
     sandbox: Literal["auto", "require", "off"] = "auto"
     """Whether instances are sandboxed: as far as the kernel can, or not at all where it cannot do all, or never."""
+    torch_library: Libraries = []
+    """Packages with operators for PyTorch, imported for all its models."""
+    tensorflow_library: Libraries = []
+    """The same for TensorFlow."""
     watch: Literal["auto", "poll", "off"] = "auto"
     """How changes of the model store are noticed; `poll` is for network file systems."""
     settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0
@@ -111,6 +140,11 @@ class Settings(BaseSettings):
     """Whether each request is a line of JSON on stdout."""
     otlp_endpoint: str | None = None
     """URL of an OpenTelemetry collector (OTLP over HTTP)."""
+
+    @property
+    def libraries(self) -> dict[str, list[str]]:
+        """Packages with operators by the framework that they are for."""
+        return {"pytorch": self.torch_library, "tensorflow": self.tensorflow_library}
 
     @classmethod
     def settings_customise_sources(

@@ -45,7 +45,7 @@ class Supervisor:
     def __init__(self, settings: Settings, listeners: Listeners, on_settled: Callable[[Version], None]) -> None:
         self.settings = settings
         self._budget = settings.memory_budget or int(available_memory() * SHARE_OF_FREE)
-        self._node = LocalNode(settings.sandbox, memory_limit=self._budget)
+        self._node = LocalNode(settings.sandbox, memory_limit=self._budget, libraries=settings.libraries)
         self._keyring = Keyring(settings.keys_file) if settings.keys_file else None
         start = Start(
             listeners={name: sock.fileno() for name, sock in listeners.sockets.items()},

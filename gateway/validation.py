@@ -50,7 +50,7 @@ class Validation:
         self._settings = settings
         budget = settings.memory_budget or int(available_memory() * SHARE_OF_FREE)
         self._budgets = {"cpu": budget}
-        self.node = LocalNode(settings.sandbox, memory_limit=budget)
+        self.node = LocalNode(settings.sandbox, memory_limit=budget, libraries=settings.libraries)
         self._keeper = Keeper(self.node, _publish, lambda _: None, settings.load_timeout, END_SECONDS)
         self._residency = Residency(self.node, self._budgets, _NothingKept(), _usage)
         self._registry = Registry(_publish)

@@ -222,3 +222,11 @@ def test_every_version_is_in_exactly_one_state(gateway: Any) -> None:
         assert metrics.of("gateway_version_state", model=model, state=state) == 1
         loaded = metrics.of("gateway_model_load_seconds", model=model)
         assert 0 < loaded < 60 if state == "READY" else loaded == 0
+
+
+def test_metrics_are_gzipped_only_on_request(gateway: Any) -> None:
+    packed = gateway.http.get("/metrics", headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert "gateway_requests_total" in packed.text
+    plain = gateway.http.get("/metrics", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers

@@ -368,3 +368,10 @@ def test_a_store_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
 
 def test_an_empty_store_is_an_empty_inventory(tmp_path: Path) -> None:
     assert scan(tmp_path) == Inventory()
+
+
+def test_the_folder_that_holds_a_link_to_the_store_is_watched_so_that_a_swap_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "current").symlink_to("first")
+    watched = {path for path, _, _ in scan(tmp_path / "current").directories}
+    assert watched == {str(tmp_path / "first"), str(tmp_path)}

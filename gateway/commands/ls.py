@@ -145,7 +145,10 @@ def _shown(versions: list[dict[str, Any]]) -> "RenderableType":
     ]
     shown = table(_COLUMNS, rows, [_STYLES.get(each["state"], "yellow") for each in versions])
     reasons = [
-        Text(f"{plain(each['name'])}/{plain(each['version'])} {plain(each['state'])}: {plain(each['reason'])}", "red")
+        Text(
+            f"{plain(each['name'])}/{plain(each['version'])} {plain(each['state'])}: {plain(each['reason'])}",
+            "yellow" if each["state"] == "READY" else "red",
+        )
         for each in versions
         if each["reason"] and each["state"] != "UNLOADED"
     ]

@@ -40,6 +40,12 @@ def serve(
     ] = None,
     gpu_memory_budget: Annotated[str | None, typer.Option(help="The same for each GPU.")] = None,
     sandbox: Annotated[str | None, typer.Option(help="auto, require or off.  [default: auto]")] = None,
+    torch_library: Annotated[
+        list[str] | None, typer.Option(help="A package with operators for PyTorch, such as torchvision; repeatable.")
+    ] = None,
+    tensorflow_library: Annotated[
+        list[str] | None, typer.Option(help="The same for TensorFlow, such as tensorflow_text; repeatable.")
+    ] = None,
     watch: Annotated[str | None, typer.Option(help="The model store: auto, poll or off.  [default: auto]")] = None,
     settle_seconds: Annotated[
         float | None, typer.Option(help="New files must be left alone so long.  [default: 1]")

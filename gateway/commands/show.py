@@ -33,6 +33,7 @@ _STAGES = (("queue", "queue"), ("decode", "compute_input"), ("compute", "compute
 """Our words and Triton's."""
 _MOST_ZEROS = 64 << 20
 _MOST_ELEMENTS = 16
+_MOST_SHOWN = 100
 
 
 def show(
@@ -57,7 +58,7 @@ def show(
         summary = _which(listing(client), model, version)
         found = describe(client, model, summary["version"]) if summary["state"] == "READY" else None
         statistics = _statistics(client, model, summary["version"])
-    examples = _examples(client, found, version) if found else {}
+        examples = _examples(client, found, version) if found else {}
     if as_json:
         metadata = found.metadata if found else None
         print_json(summary | {"metadata": metadata, "statistics": statistics, "examples": examples})
@@ -103,10 +104,8 @@ def _statistics(client: Client, model: str, version: str) -> dict[str, Any]:
 
 def _examples(client: Client, model: "Model", version: str | None) -> dict[str, str]:
     """The same request for curl and for `gateway infer`, where the signature is enough to make one."""
-    from gateway.startup import example_body  # noqa: PLC0415 - as above
-
     signature = model.signature(None)
-    body = example_body(signature)
+    body = _answered(client, model.name, version)
     curl = _curl(client, f"{model_path(model.name, version)}/infer")
     ours = f"gateway infer {shlex.quote(model.name)}"
     ours += f" --version {shlex.quote(version)}" if version else ""
@@ -114,13 +113,28 @@ def _examples(client: Client, model: "Model", version: str | None) -> dict[str, 
     ours += f" --ca-cert {shlex.quote(str(client.ca_cert))}" if client.ca_cert else ""
     ours += " --insecure" if client.insecure else ""
     if body is not None:
+        curl += " -o answer.bin" if body.get("parameters") else ""
         return {"curl": f"{curl} -d {shlex.quote(json.dumps(body))}", "gateway": ours + _arguments(body["inputs"])}
+    if (model.metadata.get("parameters") or {}).get("warning"):
+        return {}  # no request is known that it answers
     if any(spec.shape is None for spec in signature.inputs if not spec.optional):
         return {}
     if (size := _size_of_one(signature)) is None:
         return {"gateway": f"{ours} --random"}
     raw = f"{curl} -H 'Inference-Header-Content-Length: 0' --data-binary @- -o answer.bin"
     return {"curl": f"head -c {size} /dev/zero | {raw}", "gateway": f"{ours} --random"}
+
+
+def _answered(client: Client, model: str, version: str | None) -> dict[str, Any] | None:
+    """The body of a request that the server says the model has answered; None if it knows none."""
+    path = f"{model_path(model, version)}/infer"
+    try:
+        operation = client.json("GET", f"{model_path(model, version)}/openapi.json")["paths"][path]["post"]
+        example = operation["requestBody"]["content"]["application/json"]["example"]
+    except (CallFailed, LookupError, TypeError):
+        return None
+    short = isinstance(example, dict) and sum(len(each["data"]) for each in example["inputs"]) <= _MOST_SHOWN
+    return example if short else None
 
 
 def _arguments(inputs: Any) -> str:
@@ -176,7 +190,7 @@ def _show(
 
     screen.print(plain(f"{summary['name']}/{summary['version']} {summary['state']}"), style="bold")
     if summary["reason"] and summary["state"] != "UNLOADED":
-        screen.print(plain(summary["reason"]), style="red")
+        screen.print(plain(summary["reason"]), style="yellow" if summary["state"] == "READY" else "red")
     if summary["state"] in ("COLD", "UNLOADED"):
         who = "its first request, or " if summary["state"] == "COLD" else ""
         line("", f"{who}`gateway load {shlex.quote(summary['name'])}` loads it")

@@ -1,5 +1,6 @@
 """Everything that is not inference: health, metadata, repository, metrics and the documentation pages."""
 
+import asyncio
 import html
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from gateway import __version__
 from gateway.errors import GatewayError, NotSupported, RequestError
 from gateway.http import (
+    compression,
     console,
     describe,
     metrics_filter,
@@ -251,7 +253,11 @@ async def metrics(request: Request, state: State) -> Response:
     text = await state.supervisor.ask("metrics")
     if names := request.query_params.getlist("name[]"):
         text = metrics_filter.only(text, names)
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+    headers = {"Vary": "Accept-Encoding"}
+    if encoding := compression.chosen_encoding(request.headers.get("accept-encoding", "").encode("latin-1")):
+        headers["Content-Encoding"] = encoding
+        text = await asyncio.to_thread(compression.compress, text, encoding)
+    return Response(text, headers=headers, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _gateway_error(_: Request, error: Exception) -> Response:

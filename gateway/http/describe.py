@@ -49,6 +49,7 @@ def metadata(target: Target, versions: Sequence[int]) -> dict[str, Any]:
             "max_batch_size": ready.batching.max_batch_size,
             "batching": ready.batching.reason,
             "notes": ready.notes,
+            **({"warning": ready.warning} if ready.warning else {}),
             "sandbox": ready.sandbox,
             **({} if shadow is None else {"shadow": msgspec.to_builtins(shadow)}),
             "default_signature": ready.default_signature,

@@ -64,15 +64,21 @@ def _calls(target: Target, version: str | None, example: Example | None) -> list
     def predict(example: examples.Example) -> Any:
         return examples.predict(example, signature, named=named)
 
-    def body(dialect: Any) -> Any:
-        return None if example is None else dialect(example)
+    ready = target.route.ready
+    binary = ready is not None and ready.example_in_binary
+
+    def body(dialect: Any, *, carries_bytes: bool = False) -> Any:
+        return None if example is None or (binary and not carries_bytes) else dialect(example)
+
+    def infer(example: examples.Example) -> Any:
+        return examples.infer(example) | ({"parameters": {"binary_data_output": True}} if binary else {})
 
     return [
-        (f"{base}/infer", "Infer (Open Inference Protocol)", body(examples.infer)),
+        (f"{base}/infer", "Infer (Open Inference Protocol)", body(infer, carries_bytes=True)),
         (f"{base}/generate", "Generate (Triton)", body(examples.generate)),
         (f"{base}/generate_stream", "Generate, as a server-sent event (Triton)", body(examples.generate)),
         (f"/v1/models/{name}{number}:predict", "Predict (TensorFlow Serving)", body(predict)),
-        (f"/predictions/{name}{torchserve}", "Predict (TorchServe)", body(examples.prediction)),
+        (f"/predictions/{name}{torchserve}", "Predict (TorchServe)", body(examples.prediction, carries_bytes=True)),
     ]
 
 

@@ -42,6 +42,8 @@ class LoadedModel(Protocol):
     default_signature: str
     notes: list[str]
     """What the loader decided on its own, one sentence each, for the model's status."""
+    trouble: str
+    """Why none of the requests made up to test it was answered; empty where one was, or none was tried."""
 
     @property
     def optimised(self) -> bool:
@@ -78,12 +80,18 @@ class LoadedModel(Protocol):
         """What the graph tells about rows of a batch, for requests like the example. Never raises."""
 
 
+def nothing() -> None:
+    """What `Backend.before_test` does unless an instance sets it."""
+
+
 class Backend(Protocol):
     """One framework, imported. Constructing it runs no operation of the framework and starts no thread."""
 
     framework: str
     cuda: bool
     """Whether this build of the framework can use GPUs; known without touching one."""
+    before_test: Callable[[], None]
+    """Called when the artifact is in memory, before the first request made up to test it."""
 
     def load(self, artifact: Path, config: ModelConfig, device: str, *, plain: str = "") -> LoadedModel:
         """Load an artifact onto `device` ("cpu", or "cuda:0" in a process that sees one GPU).

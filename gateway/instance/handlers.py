@@ -48,6 +48,7 @@ class HandledModel:
         self.platform = model.platform
         self.default_signature = model.default_signature
         self.notes = list(model.notes)
+        self.trouble = model.trouble
         signature = model.signatures[model.default_signature]
         self._reader = self._image_reader(config, signature)
         answer = None if config.stateful else self._try(signature)

@@ -16,20 +16,20 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
-from gateway.instance import heap, priority, sandbox
+from gateway.instance import heap, libraries, priority, sandbox
 from gateway.instance.backend import Backend, LoadedModel
 from gateway.instance.batch_checks import BatchChecks
 from gateway.instance.checked_batches import CheckedBatches
+from gateway.instance.examples import shown_example
 from gateway.instance.handlers import HandledModel, handled
 from gateway.instance.proof import decide_batching, may_join
 from gateway.instance.recording import Recorder
 from gateway.instance.serve import Server
 from gateway.ipc.batch_reports import TEXT, BatchesAgree, BatchesDisagree, RunAlone
 from gateway.ipc.batching import Batching
-from gateway.ipc.messages import EXAMPLE_BYTES, ExampleInput, Failed, Message, Ready, Spawn, Stop, send
+from gateway.ipc.messages import Failed, Message, Ready, Spawn, Stop, Testing, send
 from gateway.ipc.recording import receive
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import raw_from_array
 
 ENTRIES = 100_000
 """No SavedModel has so many files; the check of what they are ends there."""
@@ -65,8 +65,10 @@ def main(backend: Backend, spawn: Spawn, control: socket.socket, output_fd: int)
     try:
         listener = prepare(spawn, output_fd)
         protection = sandbox.enter(spawn)
+        libraries.check(backend.framework, spawn.config.libraries)
         check_files(Path(spawn.directory or spawn.artifact))
         device = "cpu" if spawn.device == "cpu" else "cuda:0"
+        backend.before_test = functools.partial(send, control, Testing())
         loaded = backend.load(Path(spawn.artifact), spawn.config, device, plain=spawn.plain)
         model = handled(loaded, spawn.config)
         batching = decide_batching(
@@ -111,6 +113,7 @@ def serve(
 
 def _ready(model: LoadedModel, spawn: Spawn, batching: Batching, protection: str, seconds: float) -> Ready:
     """What to tell of a model that was loaded in so many seconds."""
+    example, in_binary = shown_example(model, spawn.config)
     return Ready(
         pid=os.getpid(),
         platform=model.platform,
@@ -118,11 +121,13 @@ def _ready(model: LoadedModel, spawn: Spawn, batching: Batching, protection: str
         default_signature=model.default_signature,
         batching=batching,
         notes=model.notes,
+        warning=model.trouble,
         optimised=model.optimised,
         load_seconds=seconds,
         device_memory=model.device_memory(),
         sandbox=protection,
-        example=example_of(model, spawn.config),
+        example=example,
+        example_in_binary=in_binary,
     )
 
 
@@ -198,19 +203,6 @@ def failure(error: Exception) -> Failed:
             "directory, where a model may not look; copy it there"
         )
     return Failed(reason=f"loading raised {type(error).__name__}; the log tells more")
-
-
-def example_of(model: LoadedModel, config: ModelConfig) -> list[ExampleInput]:
-    """The example that the model was tested and warmed up with, to be shown to people; without values if it is long."""
-    if config.stateful or config.warmup.iterations == 0:
-        return []
-    found = []
-    for name, array in (model.example(model.default_signature) or {}).items():
-        datatype, raw = raw_from_array(array)
-        found.append(ExampleInput(name, datatype, array.shape, bytes(raw)))
-    if sum(len(each.data) for each in found) > EXAMPLE_BYTES:
-        found = [ExampleInput(each.name, each.datatype, each.shape) for each in found]
-    return found
 
 
 def warm_up(model: LoadedModel, config: ModelConfig, batching: Batching) -> None:

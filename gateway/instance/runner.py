@@ -15,10 +15,23 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
-from gateway.instance import priority, process, sandbox
+from gateway.errors import LoadFailed
+from gateway.instance import libraries, priority, process, sandbox
 from gateway.instance.backend import Backend
 from gateway.ipc.lifeline import die_with_parent
-from gateway.ipc.messages import Exited, Forked, Kill, Ping, Pong, RunnerReady, Spawn, ToRunner, pack, unpack
+from gateway.ipc.messages import (
+    Exited,
+    Forked,
+    Kill,
+    Ping,
+    Pong,
+    RunnerFailed,
+    RunnerReady,
+    Spawn,
+    ToRunner,
+    pack,
+    unpack,
+)
 
 FORK_NICE = 10
 """Lower, and those who wait for another model would wait for this fork too long."""
@@ -143,16 +156,21 @@ class Runner:
 
 
 def main() -> None:
-    """Entry point: `python -m gateway.instance.runner FRAMEWORK CONTROL_FD SUPERVISOR_PID`."""
+    """Entry point: `python -m gateway.instance.runner FRAMEWORK CONTROL_FD SUPERVISOR_PID [LIBRARY …]`."""
     framework, control_fd, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # these reach the whole group; the supervisor decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     setproctitle(f"gateway: runner {framework}")
     started = time.perf_counter()
-    with quiet_unless_it_fails():
-        backend = import_backend(framework)
     control = socket.socket(fileno=control_fd)
+    try:
+        with quiet_unless_it_fails():
+            backend = import_backend(framework)
+            libraries.load(framework, sys.argv[4:])
+    except LoadFailed as error:
+        control.send(pack(RunnerFailed(reason=error.message)))
+        return
     control.send(pack(RunnerReady(seconds=time.perf_counter() - started, cuda=backend.cuda)))
     sandbox.prepare()
     # What is alive now is shared by all children: keep the collector from touching, and so copying, its pages.

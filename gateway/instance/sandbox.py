@@ -195,7 +195,7 @@ def grants(spawn: Spawn) -> list[Grant]:
     """All files that an instance may use, as paths and rights."""
     own = os.path.realpath(spawn.directory or spawn.artifact)
     itself = [f"/proc/{os.getpid()}/{name}" for name in _OF_ITSELF]
-    found = [(path, READ) for path in (own, *itself, *libraries())]
+    found = [(path, READ) for path in (own, *spawn.linked, *itself, *libraries())]
     found.append(("/dev/null", DEVICE))
     if spawn.scratch:
         found.append((spawn.scratch, SCRATCH))

@@ -16,6 +16,8 @@ from tensorflow.python.saved_model import loader_impl
 
 from gateway import cpus
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory
+from gateway.instance import libraries
+from gateway.instance.backend import nothing
 from gateway.instance.handlers import with_image_input
 from gateway.instance.tensorflow_model import Call, Plan, TensorFlowModel, clean
 from gateway.instance.tensorflow_signatures import (
@@ -56,6 +58,9 @@ class TensorFlowBackend:
     framework = "tensorflow"
     cuda: bool = tf.test.is_built_with_cuda()
 
+    def __init__(self) -> None:
+        self.before_test: Callable[[], None] = nothing
+
     def load(self, artifact: Path, config: ModelConfig, device: str, *, plain: str = "") -> TensorFlowModel:  # noqa: ARG002 - there is no other form
         """Load the SavedModel in a directory; LoadFailed tells the user what to do."""
         _check_directory(artifact)
@@ -75,10 +80,15 @@ class TensorFlowBackend:
         try:
             model = _load_v1(loader, tags, config, device)
             model.notes.append("Loaded into a session.")
+            self.before_test()
+            if (better := _other_way(model, loader, tags, config, device)) is not None:
+                model.close()
+                model = better
         except LoadFailed:
             raise
         except Exception as first:  # noqa: BLE001 - loading runs whatever the artifact says; the reason is reported below
             meta = loader.get_meta_graph_def_from_tags(tags)
+            self.before_test()  # such a model runs its initialisers in Python
             try:
                 model = _load_v2(artifact, meta, config, device)
             except LoadFailed:
@@ -91,6 +101,26 @@ class TensorFlowBackend:
         model.on_gpu = device != "cpu"
         model.artifact, model.tags = artifact, tags
         return model
+
+
+def _other_way(
+    model: TensorFlowModel, loader: Any, tags: list[str], config: ModelConfig, device: str
+) -> TensorFlowModel | None:
+    """The same as a TensorFlow 2 object, if only that answers; None if the session will do.
+
+    Some SavedModels open in a session and miss their variables there: tf.saved_model.save of a Keras model.
+    """
+    if config.stateful or model.example(model.default_signature) is not None or not model.broken:
+        return None
+    try:
+        meta = loader.get_meta_graph_def_from_tags(tags)
+        other = _load_v2(Path(os.fsdecode(loader.export_dir)), meta, config, device)
+        if other.example(other.default_signature) is None:
+            return None
+    except Exception:  # noqa: BLE001 - loading runs whatever the artifact says; the session has its own reason to tell
+        return None
+    other.notes.append("Loaded as a TensorFlow 2 object, because no call succeeds in a session; calls are slower.")
+    return other
 
 
 def _no_gpu() -> str:
@@ -138,10 +168,12 @@ def _load_v1(loader: Any, tags: list[str], config: ModelConfig, device: str) -> 
             call: Call = session._make_callable_from_options(wanted)  # noqa: SLF001 - what Keras and Estimator call too
             return call
 
-        return _model(meta, config, describe, prepare)
+        model = _model(meta, config, describe, prepare)
     except Exception:
         session.close()
         raise
+    model.close = session.close
+    return model
 
 
 def _restore(loader: Any, tags: list[str], session: Any, device: str) -> Any:
@@ -231,9 +263,7 @@ def _load_failure(artifact: Path, first: Exception, second: Exception) -> Gatewa
     for error in (first, second):
         missing = _CUSTOM_OP.search(str(error))
         if missing:
-            return LoadFailed(
-                f"the model needs the custom operation '{missing[1]}', which this TensorFlow lacks; export it without"
-            )
+            return LoadFailed(libraries.lacking("tensorflow", missing[1], f"TensorFlow {tf.__version__}"))
         if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
             return OutOfMemory("the model needs more memory to load than it may have")
     said = clean(first).replace(f"{artifact}/", "")

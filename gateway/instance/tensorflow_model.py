@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from gateway.errors import GatewayError, InferenceFailed, InputRefused, OutOfMemory, RequestError
 from gateway.instance import tensorflow_rows
+from gateway.instance.backend import nothing
+from gateway.instance.probing import trouble_of
 from gateway.instance.row_separation import RowSeparation
 from gateway.instance.tensorflow_recording import TensorFlowTracer
 from gateway.instance.tensorflow_signatures import SIDE_EFFECTS, STATE, Entry, GraphReader, batching_obstacle
@@ -30,6 +32,7 @@ _NOISE = re.compile(
     r"|^Traceback.*$|^\s*File \".*(\n {4}.*)?$|^\s*Node: .*$|^\s*\(\d+\) ([A-Z_]+: |[A-Z][a-z ]+: )?",
     re.MULTILINE,
 )
+_PYTHON = re.compile(r"Could not find callback with key|callback pyfunc_\d+ is not found")
 _REFUSALS = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError)
 """What TensorFlow raises for values that an operation cannot take; TF Serving answers 400 to the first."""
 _PATH = re.compile(r"(?<![\w}\])<:.-])(?:/[^\s/:;,'\"]+)+/([^\s/:;,'\"]+)")
@@ -48,11 +51,14 @@ def _translated(error: Exception) -> GatewayError:
         return error
     if isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError)):
         return OutOfMemory("the model needs more memory than there is for this request")
+    if _PYTHON.search(str(error)):
+        return InferenceFailed(
+            "the model calls Python code (tf.py_function or tf.numpy_function), which a SavedModel does not contain; "
+            "export it with TensorFlow operations in its place"
+        )
     if isinstance(error, _REFUSALS):
         return InputRefused(clean(error, whole=True))
     sentence = clean(error)
-    if "Could not find callback with key" in sentence:
-        return InferenceFailed("the model calls Python code (tf.py_function), which a SavedModel does not contain")
     if isinstance(error, (TypeError, ValueError)) or sentence.startswith("Unsupported object type"):
         return RequestError(f"the inputs do not fit the signature: {sentence}")
     return InferenceFailed(sentence)
@@ -127,6 +133,8 @@ class TensorFlowModel:
 
     platform = "tensorflow_savedmodel"
     on_gpu = False
+    broken = False
+    """Whether a test request ended in an error that is not for what was sent."""
     artifact = Path()
     tags: Sequence[str] = ()
 
@@ -140,6 +148,8 @@ class TensorFlowModel:
         self.signatures: dict[str, Signature] = {name: entry.signature for name, entry in entries.items()}
         self.default_signature: str = default
         self.notes: list[str] = []
+        self.trouble = ""
+        self.close: Callable[[], object] = nothing
         self._prepare = prepare
         self._plans = {name: Plan(entry, findings[name], keeps_state=keeps_state) for name, entry in entries.items()}
         # The others cost time and memory, and wait for their first request.
@@ -164,17 +174,22 @@ class TensorFlowModel:
         if plan.findings & SIDE_EFFECTS:
             return None
         deadline = None
+        failures: list[GatewayError] = []
         for made_up in itertools.islice(_candidates(plan.entry.signature), _EXAMPLE_TRIES):
             inputs = {**made_up, **plan.entry.defaults}
             try:
                 self.execute(signature, inputs)
-            except GatewayError:
+            except GatewayError as error:
+                failures.append(error)
                 # The first call compiles the graph, which says nothing of how long the next ones take.
                 deadline = deadline or time.monotonic() + _EXAMPLE_SECONDS
                 if time.monotonic() > deadline:
-                    return None
+                    break
             else:
                 return inputs
+        if signature == self.default_signature:
+            self.trouble = trouble_of(failures)
+            self.broken = any(not isinstance(error, RequestError | InputRefused | OutOfMemory) for error in failures)
         return None
 
     optimised = False

@@ -17,11 +17,12 @@ Described = tuple[str | None, tuple[int, ...] | None]
 Describe = Callable[[str, str, str], Described | None]
 """(signature, "inputs" or "outputs", name) to what is known of the tensor; None where it is not in the graph."""
 
-STATE, OUTSIDE, RANDOM, BRANCHES = "state", "outside", "random", "branches"
+STATE, OUTSIDE, PYTHON, RANDOM, BRANCHES = "state", "outside", "python", "random", "branches"
 SIDE_EFFECTS = frozenset({STATE, OUTSIDE})
 OBSTACLES = {
     STATE: "the model keeps state between calls",
-    OUTSIDE: "the model runs Python code or uses files, queues or networks outside its graph",
+    OUTSIDE: "the model uses files, queues or networks outside its graph",
+    PYTHON: "the model calls Python code (tf.py_function)",
     RANDOM: "the model draws random numbers",
     BRANCHES: "control flow depends on the values of a tensor",
 }
@@ -33,9 +34,10 @@ _KINDS = {
         r"|LookupTable(Insert|Import|Remove).*|Barrier(InsertMany|TakeMany|Close)|.*Accumulator(Take|Apply|Set).*"
     ),
     OUTSIDE: re.compile(
-        r"(Eager)?PyFunc(Stateless)?|ReadFile|WriteFile|MatchingFiles|Save(V2|Slices)?|Restore(V2|Slice)?|MergeV2Checkpoints"
+        r"ReadFile|WriteFile|MatchingFiles|Save(V2|Slices)?|Restore(V2|Slice)?|MergeV2Checkpoints"
         r"|Reader.*|Write.*Summary|Rpc.*|_?(Host)?(Send|Recv)|RemoteCall|RecordInput|FileSystemSetConfiguration"
     ),
+    PYTHON: re.compile(r"(Eager)?PyFunc(Stateless)?"),
     RANDOM: re.compile(
         r".*(Random(?!.*(Queue|Dataset|Generator))|Multinomial|TruncatedNormal|CandidateSampler|DistortedBoundingBox).*"
         r"|Stateful(Uniform|StandardNormal).*|Rng(Read|Skip).*|NonDeterministicInts|Timestamp"
@@ -256,7 +258,7 @@ class GraphReader:
         self._calling: dict[str, bool] = {}
 
     def findings(self, entry: Entry) -> frozenset[str]:
-        """Which of STATE, OUTSIDE, RANDOM and BRANCHES a call of this signature meets."""
+        """Which of STATE, OUTSIDE, PYTHON, RANDOM and BRANCHES a call of this signature meets."""
         fed = {tensor.partition(":")[0] for tensor in entry.feeds}
         reached = self._main.reached(
             [tensor.partition(":")[0] for tensor in entry.fetches], stop=fed | self._main.dead(fed)

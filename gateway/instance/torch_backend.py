@@ -11,8 +11,9 @@ import torch
 from gateway import cpus
 from gateway.errors import GatewayError, LoadFailed, OutOfMemory, RequestError
 from gateway.instance import torch_errors, torch_inputs, torch_integers, torch_rows, torch_signature, torch_types
-from gateway.instance.backend import Tensors
+from gateway.instance.backend import Tensors, nothing
 from gateway.instance.handlers import with_image_input
+from gateway.instance.probing import trouble_of
 from gateway.instance.row_separation import RowSeparation
 from gateway.instance.torch_archive import read_archive, without_warnings
 from gateway.instance.torch_forms import Forms, PlainForm, freeze, optimise
@@ -35,6 +36,9 @@ class TorchBackend:
 
     framework = "pytorch"
     cuda = torch.version.cuda is not None
+
+    def __init__(self) -> None:
+        self.before_test: Callable[[], None] = nothing
 
     def load(self, artifact: Path, config: ModelConfig, device: str, *, plain: str = "") -> "TorchScriptModel":
         """Load a TorchScript archive; see `Backend.load`."""
@@ -59,6 +63,7 @@ class TorchBackend:
             if torch_errors.is_flatbuffer(artifact):
                 # Its weights point into the file's bytes, which live as long as the module that was read from them.
                 form.lasting = True
+            self.before_test()
             model = TorchScriptModel(module, config, device, typed, form, plain)
         model.artifact = artifact
         return model
@@ -95,6 +100,7 @@ class TorchScriptModel:
         self.plain = plain
         self._call = plain.call()
         self.forms: Forms | None = None
+        self.trouble = ""
         self._traced = False
         weighed = torch_inputs.weighed(graph, self._arguments)
         guesses = torch_inputs.guesses(weighed, _dtype_of(graph))
@@ -106,7 +112,7 @@ class TorchScriptModel:
         floats_only = torch_integers.floats_only(self._answer, self._example, weighed) if undeclared else frozenset()
         self._known = torch_signature.Known(self._traced, floats_only)
         reason = f"not tried, {only_plain}; plain module used" if only_plain else self._optimise(frozen, pair)
-        self.notes = [f"optimize_for_inference: {reason}"]
+        self.notes = [f"optimize_for_inference: {reason}", *torch_signature.naming_notes(self._arguments)]
         self.signatures = {SIGNATURE: self._signature(config, graph, pair)}
 
     # --- Calls
@@ -237,14 +243,19 @@ class TorchScriptModel:
 
     def _find_example(self, config: ModelConfig, guesses: Guesses, typed: Any) -> Example | None:
         """A request that forward accepted: as declared, else as traced, else as the weights in the graph suggest."""
+        failures: list[GatewayError] = []
         if config.inputs:
-            return torch_inputs.search(torch_inputs.declared(config.inputs, guesses), self._try)
-        traced = {} if typed is None else torch_inputs.traced(typed, self._arguments, guesses)
-        if traced and (example := torch_inputs.search(traced, self._try)) is not None:
-            self._traced = True
-            return example
-        # A loop that runs until the values please it may never end on values that were made up.
-        return None if self._facts.value_loop else torch_inputs.search(guesses, self._try)
+            candidates = [(torch_inputs.declared(config.inputs, guesses), False)]
+        else:
+            traced = {} if typed is None else torch_inputs.traced(typed, self._arguments, guesses)
+            # A loop that runs until the values please it may never end on values that were made up.
+            candidates = [(traced, True), ({} if self._facts.value_loop else guesses, False)]
+        for candidate, is_traced in candidates:
+            if candidate and (example := torch_inputs.search(candidate, self._try, failures)) is not None:
+                self._traced = is_traced
+                return example
+        self.trouble = trouble_of(failures)
+        return None
 
     def _two_rows(self) -> Example | None:
         """The example with a second row, if the model takes that."""

@@ -68,8 +68,13 @@ def redraw(example: Example, seed: int) -> Example:
     return drawn
 
 
-def search(candidates: dict[str, list[Guess]], attempt: Try, seconds: float = BUDGET_SECONDS) -> Example | None:
-    """The first combination of guesses that the model accepts, within the time; likelier guesses come first."""
+def search(
+    candidates: dict[str, list[Guess]], attempt: Try, failures: list[GatewayError], seconds: float = BUDGET_SECONDS
+) -> Example | None:
+    """The first combination of guesses that the model accepts, within the time; likelier guesses come first.
+
+    What the model said of the others is appended to `failures`.
+    """
     generator = np.random.default_rng(0)
     deadline = time.perf_counter() + seconds
     for tried, combination in enumerate(_combinations(list(candidates.values()))):
@@ -78,7 +83,8 @@ def search(candidates: dict[str, list[Guess]], attempt: Try, seconds: float = BU
         example = {name: guess.array(generator) for name, guess in zip(candidates, combination, strict=True)}
         try:
             attempt(example)
-        except GatewayError:
+        except GatewayError as error:
+            failures.append(error)
             continue
         return example
     return None

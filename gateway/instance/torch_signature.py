@@ -42,6 +42,11 @@ def inputs(
             # A key that is only looked up inside a branch may be left out.
             looked_up = {} if argument.elements else dictionary_keys(value)
             optional = {key: argument.optional or tensor.unique() not in certain for key, tensor in looked_up.items()}
+        if argument.kind == "tensors" and not argument.elements:
+            # Sent under this name, or element by element under numbered ones; the instance says if there is neither.
+            first = _undeclared(f"{argument.name}_0", argument, (examples[0], None), known)
+            found[argument.name] = TensorSpec(argument.name, first.datatype, None, optional=True, strict=False)
+            continue
         if argument.elements:
             optional = dict.fromkeys(argument.elements, argument.optional)
         for name, may_miss in optional.items():
@@ -60,6 +65,16 @@ def outputs(
         return tuple(declared.get(name) or _seen(name, array, pair.get(name)) for name, array in answer.items())
     names = [*declared, *promised[len(declared) :]]
     return tuple(declared.get(name) or TensorSpec(name, "FP32", None, strict=False, guessed=True) for name in names)
+
+
+def naming_notes(arguments: Sequence[Argument]) -> list[str]:
+    """How lists of tensors are sent, one sentence for each."""
+    return [
+        f"input '{a.name}' is a list of tensors: send them as {a.name}_0, {a.name}_1, … of any sizes, "
+        f"or as one tensor '{a.name}' that is taken apart along its first dimension"
+        for a in arguments
+        if a.kind == "tensors" and not a.elements
+    ]
 
 
 def takes_more(arguments: Sequence[Argument]) -> bool:

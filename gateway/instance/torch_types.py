@@ -210,6 +210,10 @@ def _sequence(argument: Argument, inputs: Tensors, unclaimed: dict[str, Array]) 
     if missing is not None or not names:
         if argument.optional and not any(name in unclaimed for name in names):
             return argument.default
+        if argument.kind == "tensors" and not argument.elements:
+            raise RequestError(
+                f"input '{argument.name}' is missing: send {argument.name}_0, {argument.name}_1, … or {argument.name}"
+            )
         raise _missing(missing or argument.name)
     tensors = [to_tensor(name, unclaimed.pop(name)) for name in names]
     return tuple(tensors) if argument.kind == "tuple" else tensors

@@ -40,6 +40,8 @@ class Spawn(Message):
     socket_path: str
     directory: str = ""
     """The version's directory, the only one of the store that the instance may read."""
+    linked: list[str] = []
+    """Resolved paths in the store, outside of that directory, that links in it lead to: it may read these as well."""
     scratch: str = ""
     """The instance's private temporary folder, the only one that it may write."""
     background: bool = False
@@ -66,6 +68,12 @@ class RunnerReady(Message):
     seconds: float
     cuda: bool = False
     """Whether this build of it can use GPUs."""
+
+
+class RunnerFailed(Message):
+    """Runner → supervisor: a package that it was told to import cannot be had; the runner ends."""
+
+    reason: str
 
 
 class Forked(Message):
@@ -108,8 +116,16 @@ class Ready(Message):
     """Bytes that the framework has taken on the instance's GPU; None on the CPU or where it does not tell."""
     sandbox: str = ""
     """What protects the rest from the model, and what the kernel lacks for it: one sentence."""
+    warning: str = ""
+    """Why no request made up to test the model was answered; empty where one was, or none was tried."""
     example: list[ExampleInput] = []
     """A request of one row to the default signature; empty if none is known."""
+    example_in_binary: bool = False
+    """Whether the answer to it holds strings that are no text, so that only binary data can carry it."""
+
+
+class Testing(Message):
+    """The artifact is in memory, and a request made up to test it is about to be computed."""
 
 
 class Failed(Message):
@@ -317,7 +333,7 @@ class Abandoned(Message):
 
 
 ToRunner = Spawn | Kill | Ping
-FromRunner = RunnerReady | Forked | Exited | Pong
+FromRunner = RunnerReady | RunnerFailed | Forked | Exited | Pong
 ToWorker = Start | Keys | Routes | Collect | Answer | Died | Condemned | AskUsage | Ping
 FromWorker = Hello | Applied | Counts | Ask | Condemned | Explained | Abandoned | Usage | Pong
 

@@ -7,7 +7,7 @@ import socket
 import struct
 
 from gateway.ipc.batch_reports import BatchesAgree, BatchesDisagree, RunAlone
-from gateway.ipc.messages import Failed, Message, Ready, Stop, unpack
+from gateway.ipc.messages import Failed, Message, Ready, Stop, Testing, unpack
 
 _LENGTH = struct.Struct("<I")
 
@@ -36,7 +36,7 @@ class Recorded(Message):
 
 
 ToInstance = Stop | Record | EndRecord | RunAlone
-FromInstance = Ready | Failed | Recorded | BatchesAgree | BatchesDisagree
+FromInstance = Testing | Ready | Failed | Recorded | BatchesAgree | BatchesDisagree
 
 
 def trace_name(number: int) -> str:

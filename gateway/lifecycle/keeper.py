@@ -29,6 +29,12 @@ QUICK_DEATHS = 20
 """After so many quick deaths in a row, which with the waiting take minutes, the version is FAILED."""
 
 
+_UNTESTED = (
+    ": a request made up to test it did not end; declare its inputs in model.yaml, "
+    "or say stateful: true there to have it loaded untested"
+)
+
+
 def backoff(failures: int) -> float:
     """Seconds to wait after so many failures in a row; spread, so that models which fail together do not retry so."""
     longest: float = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 20))
@@ -138,7 +144,9 @@ class Keeper:
             ready = await asyncio.wait_for(asyncio.shield(instance.ready), self._load_timeout)
         except TimeoutError:
             self._node.stop(instance, kill=True)
-            raise LoadFailed(f"it was not ready within {self._load_timeout:g} s") from None
+            raise LoadFailed(
+                f"it was not ready within {self._load_timeout:g} s{_UNTESTED * instance.testing}"
+            ) from None
         except InstanceDied as error:
             self._node.stop(instance, kill=True)
             if instance.exited.done() and crashed(instance.exited.result()):

@@ -35,6 +35,8 @@ class Loader:
         self._residency = residency
         self._turns = asyncio.Semaphore(max(2, cpus.usable()))
         self._tidying: asyncio.Task[None] | None = None
+        self.on_held_up: Callable[[], Awaitable[None]] = registry.publish
+        """Called when a version turns out to hold up those who wait for all to be settled."""
         keeper.on_end = residency.release
 
     async def load(self, version: Version, *, evict: bool, patience: float | None = None) -> None:
@@ -110,6 +112,9 @@ class Loader:
             starting = asyncio.create_task(self._keeper.start_all(version))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(starting), TURN_SECONDS)
+        if not starting.done() and any(instance.testing for instance in version.starting):
+            version.held_up = True
+            await self.on_held_up()
         try:
             await starting
         finally:

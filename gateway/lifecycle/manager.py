@@ -65,11 +65,12 @@ class Manager:
         on_settled: Callable[[Version], None] = lambda _: None,
     ) -> None:
         self.settled = False
-        """Whether everything that was there at the start is READY, COLD or FAILED."""
+        """Whether everything that was there at the start is READY, COLD or FAILED, or held up by a test request."""
         self.residency = residency
         self.keeper = keeper
         self.registry = Registry(publish)
         self.loader = Loader(self.registry, node, keeper, residency)
+        self.loader.on_held_up = self._settle_but_for_tests
         self.on_settled = on_settled
         self._wanted = Wanted()
         self.startup_models: frozenset[str] = frozenset()
@@ -96,6 +97,14 @@ class Manager:
         await asyncio.gather(*map(self._settle, first))
         if not self.settled:
             self.startup_models = frozenset(models)
+            self.settled = True
+            await self.registry.publish()
+
+    async def _settle_but_for_tests(self) -> None:
+        """Be settled when all versions that are still loading are held up by requests made up to test them."""
+        loading = [each for each in self.versions.values() if each.state in (State.NEW, State.LOADING)]
+        if not self.settled and loading and all(each.held_up for each in loading):
+            self.startup_models = frozenset(model for model, _ in self.versions)
             self.settled = True
             await self.registry.publish()
 
@@ -133,6 +142,7 @@ class Manager:
         if replaces and current is not None:
             await self._replace(current, successor)
         self.on_settled(successor)
+        await self._settle_but_for_tests()
         return successor
 
     @staticmethod

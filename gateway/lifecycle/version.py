@@ -37,6 +37,8 @@ class Version:
     """Of the monotonic clock."""
     background: bool = False
     """Nobody waits for it to load, for another version serves."""
+    held_up: bool = False
+    """Whether it has been loading for long because a request made up to test it does not end."""
     dormant: bool = False
     """On its way to COLD or back: requests wait for it instead of being refused."""
     workers: tuple[int, int] | None = None
@@ -87,7 +89,7 @@ class Version:
             platform=artifact.platform,
             framework=artifact.framework,
             state=State.COLD.value if cold else self.state.value,
-            reason=self.reason,
+            reason=self.reason or (self.ready.warning if self.ready and self.is_ready() else ""),
             config=artifact.config.named([]),  # labels are many, and only the instance needs them
             ready=self.ready if self.is_ready() else None,
             instances=[instance.address for instance in self.instances] if self.is_ready() else [],

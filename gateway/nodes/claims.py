@@ -20,7 +20,7 @@ MEMORY = 1 << 50
 
 def objection(ready: Ready, platform: str) -> str | None:
     """Why a Ready cannot be true; None if it can."""
-    texts = [ready.sandbox, ready.batching.reason, *ready.notes]
+    texts = [ready.sandbox, ready.warning, ready.batching.reason, *ready.notes]
     found = (
         (ready.platform != platform, "another platform than its artifact's"),
         (ready.default_signature not in ready.signatures, "a default signature that it does not have"),

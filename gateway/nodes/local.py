@@ -18,7 +18,7 @@ from gateway.errors import Conflict, InferenceFailed, InstanceDied, LoadFailed
 from gateway.instance import priority
 from gateway.instance import sandbox as instance_sandbox
 from gateway.ipc.batch_reports import RunAlone
-from gateway.ipc.messages import Failed, MessageStream, Ready, Spawn, Stop
+from gateway.ipc.messages import Failed, MessageStream, Ready, Spawn, Stop, Testing
 from gateway.ipc.recording import FromInstance
 from gateway.lifecycle.placement import CPU, Device
 from gateway.nodes import claims, output, recording, scratch
@@ -66,15 +66,19 @@ def _look_at(future: "asyncio.Future[Ready]") -> None:
 class LocalNode:
     """Runs instances on this machine. Sockets lie in a private directory that goes when the node is closed.
 
-    `sandbox` is auto, require or off; `memory_limit` holds for models whose model.yaml gives none, 0 being no limit.
+    `sandbox` is auto, require or off; `memory_limit` holds for models whose model.yaml gives none, 0 being no limit;
+    `libraries` are packages with operators that the runner of a framework imports.
     """
 
-    def __init__(self, sandbox: str = "auto", memory_limit: int = 0) -> None:
+    def __init__(
+        self, sandbox: str = "auto", memory_limit: int = 0, libraries: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self.gpus = Gpus()
         self.gauge = Gauge(self.gpus)
         self._sandbox = sandbox
         self._can_raise = priority.can_be_raised()
         self._memory_limit = memory_limit
+        self._libraries = libraries or {}
         self._runners: dict[str, Runner] = {}
         self._lines: dict[Instance, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,7 +102,7 @@ class LocalNode:
         """Begin to import a framework that is going to be wanted."""
         runner = self._runners.get(framework)
         if runner is None or not runner.alive:
-            self._runners[framework] = Runner(framework)
+            self._runners[framework] = Runner(framework, self._libraries.get(framework, ()))
 
     async def _imported(self, framework: str) -> Runner:
         """The runner of a framework, when it can fork."""
@@ -192,6 +196,7 @@ class LocalNode:
             visible_gpu=instance.device.visible,
             socket_path=instance.socket_path,
             directory=str(directory.resolve()),
+            linked=list(artifact.contents.linked),
             scratch=str(folder.resolve()),
             background=background,
             sandbox=self._sandbox,
@@ -230,6 +235,9 @@ class LocalNode:
         patience = asyncio.get_running_loop().call_later(GIVE_WAY_SECONDS, lambda: priority.raise_again(instance.pid))
         try:
             message = await line.control.receive()
+            while isinstance(message, Testing):
+                instance.testing = True
+                message = await line.control.receive()
             await asyncio.wait([line.forked])  # which it was before it could say anything
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             wrong = "nonsense"

@@ -26,6 +26,8 @@ class Instance:
     """Its Ready, or LoadFailed."""
     exited: "asyncio.Future[int]"
     """Its exit code, negative for a signal."""
+    testing: bool = False
+    """Whether its model is in memory, and is being tested with requests that were made up."""
     pid: int = 0
     """Of its process; 0 until it is forked."""
     started: float = field(default_factory=time.time)

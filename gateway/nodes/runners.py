@@ -8,11 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from gateway import orphans
 from gateway.children import Pulse, ended
 from gateway.errors import LoadFailed
-from gateway.ipc.messages import Exited, Forked, FromRunner, Kill, Ping, RunnerReady, Spawn, pack, unpack
+from gateway.ipc.messages import (
+    Exited,
+    Forked,
+    FromRunner,
+    Kill,
+    Ping,
+    RunnerFailed,
+    RunnerReady,
+    Spawn,
+    pack,
+    unpack,
+)
 from gateway.nodes.environment import runner_environment
 from gateway.nodes.node import Instance
 
@@ -27,13 +39,13 @@ END_SECONDS = 5.0
 class Runner:
     """One runner, which is started with this object."""
 
-    def __init__(self, framework: str) -> None:
+    def __init__(self, framework: str, libraries: Sequence[str] = ()) -> None:
         self.framework = framework
         self._instances: dict[str, tuple[Instance, asyncio.Future[int]]] = {}
         loop = asyncio.get_running_loop()
         self.imported: asyncio.Future[RunnerReady] = loop.create_future()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = [framework, str(theirs.fileno()), str(os.getpid())]
+        arguments = [framework, str(theirs.fileno()), str(os.getpid()), *libraries]
         with theirs:
             try:
                 self.process = subprocess.Popen(  # noqa: S603 - our own module
@@ -102,6 +114,10 @@ class Runner:
         if isinstance(message, RunnerReady):
             log.info("runner %s: imported in %.1f s", self.framework, message.seconds)
             self.imported.set_result(message)
+        elif isinstance(message, RunnerFailed):
+            log.error("runner %s: %s", self.framework, message.reason)
+            self.imported.set_exception(LoadFailed(message.reason))
+            self.imported.exception()  # which is no surprise where no model waits for it
         elif isinstance(message, Forked):
             instance, forked = self._instances[message.instance]
             instance.pid = message.pid

@@ -29,6 +29,7 @@ VersionNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 Extent = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+LibraryName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 LABEL_FILE = re.compile(r"[^/\0]{1,255}")
 MAX_LABELS = 1 << 16
 MODEL_NAME = r"(?!\.)[^/\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,255}"
@@ -100,6 +101,8 @@ class ModelConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     max_queue_bytes: int | str = "256MiB"
     instance_group: InstanceGroup | list[InstanceGroup] = InstanceGroup()
     threads: PositiveInt | Literal["auto"] = "auto"
+    libraries: list[LibraryName] = []
+    """Packages with operators that the model needs; the gateway must have been started with them."""
     stateful: bool = False
     warmup: Warmup = Warmup()
     version_policy: Literal["latest", "all"] | VersionPolicy = "latest"

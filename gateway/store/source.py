@@ -1,5 +1,6 @@
 """What is in a model store: for each model its versions, artifacts and configuration, or what is wrong with them."""
 
+import contextlib
 import errno
 import os
 import re
@@ -87,7 +88,7 @@ def scan(store: Path) -> Inventory:
         alone = _is_base_path(root, names)
     except OSError as error:
         raise ConfigError(f"model store {store} cannot be read: {error.strerror}") from None
-    inventory = Inventory(device=before[1], directories={before})
+    inventory = Inventory(device=before[1], directories={before, *_holding_links(store)})
     for name in [Path(root).name] if alone else names:
         try:
             _scan_model(name, Path(root) if alone else store / name, root, inventory)
@@ -104,6 +105,15 @@ def scan(store: Path) -> Inventory:
     if after != before:
         raise ConfigError(f"model store {store} was replaced while it was read")
     return inventory
+
+
+def _holding_links(store: Path) -> Iterator[Directory]:
+    """Where a link on the way to the store lies: replacing it, as git-sync does, makes another inventory."""
+    path = Path(os.path.abspath(store))  # noqa: PTH100 - Path.resolve would follow the links that are looked for
+    for each in (path, *path.parents):
+        if each.is_symlink():
+            with contextlib.suppress(OSError):
+                yield identity(os.path.realpath(each.parent))
 
 
 def _directories(path: str | Path) -> Iterator[os.DirEntry[str]]:
@@ -224,6 +234,8 @@ def find_artifact(version: Path, config: ModelConfig) -> tuple[str, Path, str]:
     for suffix in _TORCHSCRIPT_SUFFIXES:
         if (version / f"model{suffix}").is_file():
             return _checked("pytorch_torchscript", version / f"model{suffix}", config)
+    if (version / "model.savedmodel").is_dir():
+        return config.platform or "", version, "model.savedmodel/ holds no saved_model.pb; copy the whole SavedModel"
     found = ", ".join(shown(name)[1:-1] for name in sorted(child.name for child in version.iterdir())[:5]) or "nothing"
     problem = f"no artifact: expected model.pt, saved_model.pb or model.savedmodel/, found {found}"
     return config.platform or "", version, problem
