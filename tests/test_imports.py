@@ -17,7 +17,7 @@ LAYERS = """
     gateway.cgroups gateway.orphans gateway.children
     gateway.sizes gateway.cpus gateway.pixels gateway.yaml_text gateway.samples gateway.tensors gateway.settings
     gateway.ipc.lifeline
-    gateway.store.contents gateway.store.regular
+    gateway.store.contents gateway.store.regular gateway.store.pickles
     gateway.store.processing
     gateway.keys gateway.tls
     gateway.store.manifest gateway.metrics gateway.lifecycle.state gateway.importing.report gateway.importing.text_proto
@@ -39,7 +39,7 @@ LAYERS = """
     gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
     gateway.instance.row_*
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.lifecycle.scarcity
-    gateway.instance.backend
+    gateway.instance.backend gateway.instance.libraries gateway.instance.probing
     gateway.instance.kernel gateway.instance.syscalls gateway.instance.heap
     gateway.instance.landlock gateway.instance.seccomp gateway.instance.priority
     gateway.instance.sandbox
@@ -48,7 +48,7 @@ LAYERS = """
     gateway.instance.batch_agreement gateway.instance.proof_rows
     gateway.instance.checked_batches
     gateway.instance.replies gateway.instance.proof gateway.instance.images gateway.instance.classes
-    gateway.instance.handlers
+    gateway.instance.handlers gateway.instance.examples
     gateway.instance.torch_recording gateway.instance.tensorflow_recording
     gateway.instance.serve gateway.instance.recording gateway.instance.process
     gateway.instance.torch_* gateway.instance.tensorflow_*

@@ -143,3 +143,19 @@ def test_without_no_new_privs_the_kernel_refuses_and_that_is_an_error(helpers: A
     else:
         said = helpers.in_child(lambda: landlock.restrict(landlock.abi(), []), NOBODY)
     assert said.startswith("PermissionError")
+
+
+def test_a_rule_for_a_file_in_proc_outlives_its_directory_entry(helpers: Any) -> None:
+    if os.geteuid() or not os.access("/proc/sys/vm/drop_caches", os.W_OK):
+        pytest.skip("only root can have the kernel drop its directory entries")
+
+    def act() -> str:
+        prctl(38, 1)
+        drop = os.open("/proc/sys/vm/drop_caches", os.O_WRONLY)
+        landlock.restrict(
+            landlock.abi(), [(f"/proc/{os.getpid()}/{name}", landlock.READ) for name in ("status", "maps")]
+        )
+        os.write(drop, b"2")
+        return outcome(Path(f"/proc/{os.getpid()}/status").read_bytes)
+
+    assert helpers.in_child(act) == "done"

@@ -215,6 +215,9 @@ class RequestStates(RuleBasedStateMachine):
         self.wake.append(asyncio.get_running_loop().create_future())
         return await self.wake[-1]
 
+    def explain(self, instances: list[str]) -> None:
+        """A request has ended these instances."""
+
     def condemn(self, digest: bytes) -> None:
         pass
 

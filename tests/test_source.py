@@ -370,8 +370,18 @@ def test_an_empty_store_is_an_empty_inventory(tmp_path: Path) -> None:
     assert scan(tmp_path) == Inventory()
 
 
-def test_the_folder_that_holds_a_link_to_the_store_is_watched_so_that_a_swap_is_noticed(tmp_path: Path) -> None:
-    (tmp_path / "first").mkdir()
-    (tmp_path / "current").symlink_to("first")
-    watched = {path for path, _, _ in scan(tmp_path / "current").directories}
-    assert watched == {str(tmp_path / "first"), str(tmp_path)}
+def test_the_links_on_the_way_to_a_store_are_known(tmp_path: Path) -> None:
+    (tmp_path / "releases" / "first" / "models").mkdir(parents=True)
+    (tmp_path / "releases" / "current").symlink_to("first")
+    (tmp_path / "store").symlink_to("releases/../releases/current/models")
+    assert scan(tmp_path / "store").links == {str(tmp_path / "store"), str(tmp_path / "releases" / "current")}
+    assert scan(tmp_path / "releases" / "first").links == set()
+
+
+def test_a_version_with_more_links_than_an_instance_can_be_granted_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, *(f".pool/{number}" for number in range(257)), "m/1/model.pt")
+    for number in range(256):
+        (tmp_path / "m" / "1" / str(number)).symlink_to(f"../../.pool/{number}")
+    assert not scan(tmp_path).artifacts[0].problem
+    (tmp_path / "m" / "1" / "256").symlink_to("../../.pool/256")
+    assert "more than 256 links" in scan(tmp_path).artifacts[0].problem

@@ -16,7 +16,7 @@ from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from gateway.errors import ConfigError
 from gateway.store import watch
-from gateway.store.source import Inventory
+from gateway.store.source import Inventory, scan
 from gateway.store.watch import changes
 
 PATIENCE = 10.0
@@ -392,3 +392,35 @@ async def test_the_event_loop_is_never_held_up_by_a_slow_store(store: Path, monk
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+
+
+async def test_a_store_that_is_a_link_and_is_swapped_is_noticed_at_once(tmp_path: Path) -> None:
+    for release in ("first", "second"):
+        make(tmp_path / "git" / release / "models" / release / "1" / "model.pt")
+    (tmp_path / "git" / "current").symlink_to("first")
+    (tmp_path / "store").symlink_to("git/current/models")
+    async with following(tmp_path / "store") as follower:
+        await follower.until(lambda now: set(now) == {"first/1"})
+        began = time.monotonic()
+        (tmp_path / "git" / "next").symlink_to("second")
+        (tmp_path / "git" / "next").rename(tmp_path / "git" / "current")
+        assert await follower.until(lambda now: set(now) == {"second/1"}) - began < watch.POLL_SECONDS
+        make(tmp_path / "git" / "second" / "models" / "third" / "1" / "model.pt")
+        await follower.until(lambda now: set(now) == {"second/1", "third/1"})
+
+
+async def test_what_changes_next_to_a_link_to_the_store_is_none_of_its_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "real" / "m" / "1" / "model.pt")
+    (tmp_path / "store").symlink_to("real")
+    looks = []
+    monkeypatch.setattr(watch, "scan", lambda store: looks.append(store) or scan(store))
+    async with following(tmp_path / "store") as follower:
+        await follower.until(lambda now: set(now) == {"m/1"})
+        before = len(looks)
+        for number in range(20):
+            make(tmp_path / f"noise{number}")
+        make(tmp_path / "real" / "n" / "1" / "model.pt")
+        await follower.until(lambda now: set(now) == {"m/1", "n/1"})
+        assert len(looks) - before < 10

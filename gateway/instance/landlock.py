@@ -59,17 +59,26 @@ def restrict(version: int, grants: Iterable[Grant]) -> None:
     try:
         for path, rights in grants:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-                _grant(ruleset, path, rights & files)
+                _grant(ruleset, path, rights & files, keep=path.startswith("/proc/"))
         syscall(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
 
 
-def _grant(ruleset: int, path: str, rights: int) -> None:
+def _grant(ruleset: int, path: str, rights: int, *, keep: bool) -> None:
+    """Add a rule for an inode. To `keep` it, a descriptor stays open.
+
+    A rule holds for the inode that a path has now. /proc makes a new inode where the kernel has dropped its directory
+    entry, under pressure of memory say, and the new one would be forbidden; an open descriptor holds the entry.
+    """
     parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not stat.S_ISDIR(os.fstat(parent).st_mode):
             rights &= _OF_FILES
         syscall(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, parent), 0)
+    except BaseException:
+        keep = False
+        raise
     finally:
-        os.close(parent)
+        if not keep:
+            os.close(parent)

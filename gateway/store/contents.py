@@ -11,7 +11,10 @@ from pathlib import Path
 
 MAX_ENTRIES = 10_000
 MAX_DEPTH = 16
+MAX_LINKED = 256
+"""Links to other places in the store; an instance is granted each of them by its path."""
 LEADS_OUT = "is a link that leads out of the model store"
+_MAX_FOLLOWED = 40
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
@@ -55,6 +58,28 @@ def resolved(parent: str, name: str) -> str:
     """The resolved path of an entry of a directory whose own path is resolved; cheap where it is no link."""
     path = os.path.join(parent, name)  # noqa: PTH118 - a Path would cost more than all the rest
     return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 - as above
+
+
+def links_to(path: str) -> list[str]:
+    """The links that are followed on the way to a path, each by its own absolute path; at most 40, as in the kernel."""
+    found: list[str] = []
+    at, ahead = "/", os.path.abspath(path).split("/")[1:]  # noqa: PTH100 - no link may be resolved here
+    while ahead:
+        name = ahead.pop(0)
+        if name in ("", "."):
+            continue
+        step = os.path.dirname(at) if name == ".." else os.path.join(at, name)  # noqa: PTH118, PTH120 - as above
+        try:
+            target = os.readlink(step)  # noqa: PTH115 - as above
+        except OSError:
+            at = step
+            continue
+        found.append(step)
+        if len(found) == _MAX_FOLLOWED:
+            break
+        ahead = target.split("/") + ahead
+        at = "/" if target.startswith("/") else at
+    return found
 
 
 def identity(path: str) -> Directory:
@@ -157,7 +182,7 @@ class _Walk:
                     return ""
                 info = entry.stat()
                 if not inside(path, self.version):
-                    self.linked.add(path)
+                    self._link(path)
         except OSError as error:
             self._failed(error, name)
             return ""
@@ -171,6 +196,11 @@ class _Walk:
             self.files.append(name)
             self.size += info.st_size
         return ""
+
+    def _link(self, path: str) -> None:
+        self.linked.add(path)
+        if len(self.linked) > MAX_LINKED:
+            self._say(f"more than {MAX_LINKED} links in it lead to other places in the store; link directories instead")
 
     def _note(self, name: str, info: os.stat_result) -> None:
         size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size

@@ -1,6 +1,5 @@
 """What is in a model store: for each model its versions, artifacts and configuration, or what is wrong with them."""
 
-import contextlib
 import errno
 import os
 import re
@@ -68,6 +67,8 @@ class Inventory:
     """The file system that the store is on."""
     directories: set[Directory] = field(default_factory=set, compare=False, repr=False)
     """Where a change would make another inventory."""
+    links: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    """The links on the way to the store, outside of it: changing one of them, as git-sync does, makes another one."""
 
     def model(self, name: str) -> list[Artifact]:
         """All versions of one model."""
@@ -88,7 +89,7 @@ def scan(store: Path) -> Inventory:
         alone = _is_base_path(root, names)
     except OSError as error:
         raise ConfigError(f"model store {store} cannot be read: {error.strerror}") from None
-    inventory = Inventory(device=before[1], directories={before, *_holding_links(store)})
+    inventory = Inventory(device=before[1], directories={before}, links=frozenset(contents.links_to(str(store))))
     for name in [Path(root).name] if alone else names:
         try:
             _scan_model(name, Path(root) if alone else store / name, root, inventory)
@@ -105,15 +106,6 @@ def scan(store: Path) -> Inventory:
     if after != before:
         raise ConfigError(f"model store {store} was replaced while it was read")
     return inventory
-
-
-def _holding_links(store: Path) -> Iterator[Directory]:
-    """Where a link on the way to the store lies: replacing it, as git-sync does, makes another inventory."""
-    path = Path(os.path.abspath(store))  # noqa: PTH100 - Path.resolve would follow the links that are looked for
-    for each in (path, *path.parents):
-        if each.is_symlink():
-            with contextlib.suppress(OSError):
-                yield identity(os.path.realpath(each.parent))
 
 
 def _directories(path: str | Path) -> Iterator[os.DirEntry[str]]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -12,7 +13,6 @@ from typing import Literal
 from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 from gateway.errors import ConfigError
-from gateway.store.contents import Directory
 from gateway.store.settling import Settling
 from gateway.store.source import Inventory, scan
 
@@ -104,9 +104,9 @@ class _Watched:
         """Watch first and look afterwards, so that nothing gets lost in between."""
         inventory = self._scan()
         for _ in range(RENEWALS):
-            if not self.watching or (self._notifier and self._notifier.watches(inventory.directories)):
+            if not self.watching or (self._notifier and self._notifier.watches(inventory)):
                 break
-            self._watch(inventory.directories)
+            self._watch(inventory)
             inventory = self._scan()
         return inventory
 
@@ -119,10 +119,10 @@ class _Watched:
         self._device = device
         return inventory
 
-    def _watch(self, directories: set[Directory]) -> None:
+    def _watch(self, inventory: Inventory) -> None:
         self._end(None)
         try:
-            notifier = _Notifier(directories, self._notify)
+            notifier = _Notifier(inventory, self._notify)
         except (OSError, ValueError, WatchfilesRustInternalError) as error:
             log.warning("changes of the model store are not notified (%s): looking every few seconds instead", error)
             self.watching = False
@@ -149,17 +149,20 @@ class _Notifier:
     """Waits, in a thread of its own, for changes in directories, but not in those below them.
 
     watchfiles would watch whole trees, but follows links while doing so: one to / in a model would have it watch the
-    machine. Our own look knows which directories matter.
+    machine. Our own look knows which directories matter. Of a directory that holds a link on the way to the store only
+    the link matters.
     """
 
-    def __init__(self, directories: set[Directory], notify: Callable[[], object]) -> None:
-        self._directories = directories.copy()
-        self._paths = {path for path, _, _ in directories}
+    def __init__(self, inventory: Inventory, notify: Callable[[], object]) -> None:
+        self._directories = inventory.directories.copy()
+        self._links = inventory.links
+        self._paths = {path for path, _, _ in self._directories}
+        self._holders = {os.path.dirname(link) for link in self._links} - self._paths  # noqa: PTH120 - many short texts
         self._notify = notify
         self._stale = False
         self._stop = threading.Event()
         self._rust = RustNotify(
-            sorted(filter(_is_text, self._paths)),
+            sorted(filter(_is_text, self._paths | self._holders)),
             debug=False,
             force_polling=False,
             poll_delay_ms=0,
@@ -169,9 +172,13 @@ class _Notifier:
         self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
         self._thread.start()
 
-    def watches(self, directories: set[Directory]) -> bool:
-        """Whether it is these that are watched, and none of them has been replaced."""
-        return not self._stale and directories == self._directories
+    def watches(self, inventory: Inventory) -> bool:
+        """Whether it is this one's directories that are watched, and none of them has been replaced."""
+        return not self._stale and (inventory.directories, inventory.links) == (self._directories, self._links)
+
+    def _matters(self, path: str) -> bool:
+        """Whether a change is in the store, or one of the way to it."""
+        return path in self._links or os.path.dirname(path) not in self._holders  # noqa: PTH120 - as above
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -181,7 +188,9 @@ class _Notifier:
                 found = set()  # such as a name that is no UTF-8; it has ended its list of changes, so begin anew
                 self._stale = True
             if not isinstance(found, str):
-                self._stale = self._stale or any(path in self._paths for _, path in found)
+                self._stale = self._stale or any(path in self._paths or path in self._links for _, path in found)
+                if found and not self._stale and not any(self._matters(path) for _, path in found):
+                    continue
                 with contextlib.suppress(RuntimeError):  # the event loop has been closed
                     self._notify()
             if self._stale:
