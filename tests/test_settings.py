@@ -52,6 +52,8 @@ def test_every_setting_can_be_set_in_every_place(monkeypatch: pytest.MonkeyPatch
         "memory_budget": 10,
         "gpu_memory_budget": 11,
         "sandbox": "require",
+        "torch_library": ["torchvision", "a.b"],
+        "tensorflow_library": ["tensorflow_text"],
         "watch": "poll",
         "settle_seconds": 0.5,
         "state_directory": Path("state"),
