@@ -369,7 +369,7 @@ def test_a_bracket_in_a_string_does_not_have_the_numbers_looked_at(monkeypatch: 
     def looked(*_: Any) -> bool:
         raise AssertionError
 
-    monkeypatch.setattr(oip_json, "has_list_element", looked)
+    monkeypatch.setattr(oip_json, "_decode_request", looked)
     decoded(orjson.dumps({"id": 'a["[', **GOOD[0]}) + PADDING)
     with pytest.raises(AssertionError):
         decoded(orjson.dumps({**GOOD[0], "parameters": {"more": []}}) + PADDING)
