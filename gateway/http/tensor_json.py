@@ -61,7 +61,8 @@ def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, da
 def _raw_from_numbers(name: str, datatype: str, shape: Sequence[int], numbers: Numbers, count: int) -> Buffer | None:
     values = numbers.values
     if not fits_shape(numbers, shape):
-        if len(numbers.shape) == 1 and values.dtype.kind != "b" and (datatype in FLOATS or values.dtype.kind != "f"):
+        kinds = "" if datatype in ELEMENT_WISE else "iuf" if datatype in FLOATS else "iu"
+        if len(numbers.shape) == 1 and values.dtype.kind in kinds:
             _check_count(name, shape, len(values), count)
         return None
     if datatype == "BOOL" and values.dtype.kind == "i" and not ((values != 0) & (values != 1)).any():

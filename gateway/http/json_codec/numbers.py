@@ -120,7 +120,7 @@ def _values(text: bytes, *, booleans: bool = False) -> Array | None:
         end = flat.find(b",", at + PIECE)
         end = len(flat) if end < 0 else end
         piece = _piece(b"[" + flat[at:end] + b"]")
-        if piece is None:
+        if piece is None or not len(piece):  # an empty place
             return None
         parts.append(piece.astype(bool) if booleans else piece)
         at = end + 1
