@@ -10,7 +10,7 @@ import numpy as np
 import simdjson
 
 from gateway.errors import RequestError
-from gateway.http.tensor_json import FLOATS
+from gateway.http.json_codec.numbers import FLOATS
 from gateway.http.tfserving_json import TYPE_NAMES
 from gateway.http.tfserving_numbers import Numbers
 from gateway.tensors import DTYPES, TensorSpec
