@@ -170,6 +170,19 @@ class Channel(asyncio.Protocol):
             self._trimmer = None
         return self.arena.regions.allocate(size, lead)
 
+    def claim(self, sizes: Sequence[int]) -> list[int] | None:
+        """Regions for tensors that are there; -1 for one that an empty arena has no room for; None: not now."""
+        taken = bool(self.arena.regions)
+        regions: list[int] = []
+        for size in sizes:
+            region = self._allocate(size)
+            if region is None and taken:
+                for each in regions:
+                    self.unreserve(each)
+                return None
+            regions.append(-1 if region is None else region)
+        return regions
+
     def unreserve(self, region: int) -> None:
         """Give back a region that no call took over."""
         if self.closed:
