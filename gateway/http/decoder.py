@@ -111,6 +111,11 @@ class _Process:
         finally:
             theirs.close()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def end(self) -> None:
         """Kill it and wait for its end, which may take a moment. In a thread."""
         self._process.kill()
@@ -128,6 +133,16 @@ class Decoder:
         self._process: _Process | None = None
         self._room_taken = 0
         self._idle: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if there is one."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def busy(self) -> bool:
+        """Whether the process has something to do."""
+        return self._running is not None and self._running.sent
 
     def submit(self, task: Task) -> None:
         """Decode this body when its turn comes; QueueFull if too many wait."""
