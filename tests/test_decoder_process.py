@@ -160,6 +160,39 @@ def test_others_are_answered_while_the_decoder_works(own: Any) -> None:
         assert connection.response().status == 200
 
 
+def test_nothing_stays_in_the_worker_of_large_bodies_and_of_those_that_were_refused(own: Any, helpers: Any) -> None:
+    (worker,) = own.pids("http worker")
+
+    def kept() -> list[str]:
+        maps = Path(f"/proc/{worker}/maps").read_text().splitlines()
+        files = [str(entry.readlink()) for entry in Path(f"/proc/{worker}/fd").iterdir() if entry.is_symlink()]
+        return [each for each in maps + files if "gateway-body" in each or "gateway-decoded" in each]
+
+    good = json.dumps(oip()).encode()
+    for body, status in ((good, 200), (good[:-1], 400), (json.dumps(oip(data=[])).encode(), 400)):
+        assert own.infer("mlp", body.ljust(FROM + 1)).status == status
+    with own.connect() as connection:
+        connection.send(own.inference("mlp", good.ljust(2 * FROM))[: FROM + 1])
+        helpers.until(kept, 5)
+    helpers.until(lambda: not kept(), 5)
+
+
+def test_a_large_request_that_has_ended_two_processes_is_refused(start_gateway: Any, helpers: Any) -> None:
+    def body(value: float) -> bytes:
+        return json.dumps({"inputs": [helpers.tensor("x", "FP32", [1], [value])]}).encode().ljust(FROM + 1)
+
+    with start_gateway(["crashes"], "--workers", "1") as own:
+
+        def refused() -> bool:
+            answer = own.infer("crashes", body(-1000.0))
+            assert answer.status == 500
+            assert "ended two processes" in answer.json()["error"]
+            return bool(own.metrics().of("gateway_requests_dropped_total", reason="condemned"))
+
+        helpers.until(refused, 30)
+        assert own.infer("crashes", body(1.0)).status == 200
+
+
 # The process
 
 SPEC = TensorSpec("x", "FP32", (-1, -1))

@@ -133,6 +133,8 @@ class Dispatch:
         """Refuse a request that there is no room for, or that has ended two processes before."""
         if not channel.has_room(size):
             raise channel.queue_full()
+        if size > decoder.FROM and self.body.takes_long:
+            return  # LargeBody sees to it
         if self._connection.state.condemned.has(target.route, self.body.data):
             target.counters.drop("condemned")
             raise culprit()
@@ -292,11 +294,20 @@ class Dispatch:
             if self._ended:
                 self._connection.state.supervisor.explain(self._ended)
             if len(self._ended) >= MOST_DEATHS:
-                self._connection.state.supervisor.condemn(digest_of(target.route, self.body.data))
+                self._condemn(target)
             error = refusal
         elif isinstance(error, QueueFull) and channel is not None:
             error.retry_after = channel.retry_after()
         self._answer_error(error)
+
+    def _condemn(self, target: Target) -> None:
+        """Have this request refused from now on; the hash of a large body is made in a thread."""
+        data, condemn = self.body.data, self._connection.state.supervisor.condemn
+        if len(data) <= decoder.FROM:
+            condemn(digest_of(target.route, data))
+            return
+        hashing = self._connection.loop.run_in_executor(None, digest_of, target.route, memoryview(data)[:])
+        hashing.add_done_callback(lambda done: condemn(done.result()))
 
     def _on_reply(self, reply: Reply) -> None:
         """Called by the channel."""

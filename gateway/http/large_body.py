@@ -11,9 +11,11 @@ import msgspec
 
 from gateway.errors import GatewayError
 from gateway.http.calls import DIALECTS, Call
+from gateway.http.condemned import digest_of
 from gateway.http.decoder import Decoded, Task
 from gateway.http.decoding import Job, read_into, read_some, request_of
 from gateway.http.dialect import InferenceRequest
+from gateway.http.retry import culprit
 from gateway.http.wishes import NONE, Wishes
 from gateway.ipc.arena import create_memory
 from gateway.ipc.channel import Channel
@@ -63,6 +65,7 @@ class LargeBody:
         self._state = state
         self._on_change: Callable[[], None] | None = on_change
         self._loop = asyncio.get_running_loop()
+        self._digest: bytes | None = None  # by which it may be known as one that ends processes
         self._task: Task | None = None
         self._route: VersionRoute | None = None  # for which it is decoded
         self._decoded: Decoded | None = None
@@ -83,6 +86,8 @@ class LargeBody:
         if decoded is None or not _alike(self._route, target.route):
             self._let_go()
             self._route = target.route
+            if self._is_suspect(target, body.data):
+                return None
             self._submit(call, body, _encode_route(target.route))
             return None
         if self._payload is None or self._channel is not channel:
@@ -97,6 +102,24 @@ class LargeBody:
         self._regions = []
         self.drop()
         return request
+
+    def _is_suspect(self, target: Target, data: Buffer) -> bool:
+        """Whether it may be a request that has ended two processes, and a thread finds out; culprit if it is one."""
+        condemned = self._state.condemned
+        if not condemned.may_have(target.route, data):
+            return False
+        if self._digest is not None:
+            if self._digest in condemned.digests:
+                target.counters.drop("condemned")
+                raise culprit()
+            return False
+        hashing = self._loop.run_in_executor(None, digest_of, target.route, memoryview(data)[:])
+        hashing.add_done_callback(self._hashed)
+        return True
+
+    def _hashed(self, hashing: "asyncio.Future[bytes]") -> None:
+        self._digest = hashing.result()
+        self._changed()
 
     def wishes(self, call: Call, body: "RequestBody") -> Wishes | None:
         """What the request says of itself, when its model is not there yet; None: not known yet."""
@@ -138,7 +161,7 @@ class LargeBody:
             self._changed()
             return
         sizes = [size for _, _, size in decoded.answer.placed]
-        regions = channel.claim(sizes)
+        regions = _claim(channel, sizes)
         if regions is None:
             self._again = self._loop.call_later(AGAIN_SECONDS, self._place, channel)
             return
@@ -204,6 +227,20 @@ def _alike(one: VersionRoute | None, other: VersionRoute) -> bool:
         and (one.model, one.version, one.stamp, one.ready, one.config, one.labels)
         == (other.model, other.version, other.stamp, other.ready, other.config, other.labels)
     )
+
+
+def _claim(channel: Channel, sizes: Sequence[int]) -> list[int] | None:
+    """Regions for tensors of these sizes; -1 for one that an empty arena has no room for; None: not now."""
+    taken = bool(channel.arena.regions)
+    regions: list[int] = []
+    for size in sizes:
+        region = channel.allocate(size)
+        if region is None and taken:
+            for each in regions:
+                channel.unreserve(each)
+            return None
+        regions.append(-1 if region is None else region)
+    return regions
 
 
 def _copy(decoded: Decoded, arena: memoryview, regions: Sequence[int]) -> tuple[list[Buffer], frozenset[int]]:

@@ -162,26 +162,14 @@ class Channel(asyncio.Protocol):
         """
         if self.arena.regions.used + size > self.arena.regions.capacity // 2:
             return None
-        return self._allocate(size, lead)
+        return self.allocate(size, lead)
 
-    def _allocate(self, size: int, lead: int = 0) -> int | None:
+    def allocate(self, size: int, lead: int = 0) -> int | None:
+        """A region for what is there, or None if there is no room now."""
         if self._trimmer:
             self._trimmer.cancel()
             self._trimmer = None
         return self.arena.regions.allocate(size, lead)
-
-    def claim(self, sizes: Sequence[int]) -> list[int] | None:
-        """Regions for tensors that are there; -1 for one that an empty arena has no room for; None: not now."""
-        taken = bool(self.arena.regions)
-        regions: list[int] = []
-        for size in sizes:
-            region = self._allocate(size)
-            if region is None and taken:
-                for each in regions:
-                    self.unreserve(each)
-                return None
-            regions.append(-1 if region is None else region)
-        return regions
 
     def unreserve(self, region: int) -> None:
         """Give back a region that no call took over."""
@@ -195,7 +183,7 @@ class Channel(asyncio.Protocol):
         """Copy a large tensor into the arena: its offset as bytes, its region appended; None: send it inline."""
         if len(raw) <= THRESHOLD:
             return None
-        region = self._allocate(len(raw))
+        region = self.allocate(len(raw))
         if region is None:
             return None
         regions.append(region)
