@@ -75,7 +75,12 @@ def send(address: tuple[str, int], path: str, body: bytes, statuses: Counter[str
 def probe(host: str, port: int) -> None:
     """Ask for health until standard input ends; then print the seconds that each answer took."""
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
     connection, seconds = http.client.HTTPConnection(host, port, timeout=60.0), []
     while not ended.wait(PROBE_EVERY):
         began = time.perf_counter()
@@ -144,7 +149,7 @@ def main() -> int:
     with workplace() as directory:
         store = directory / "store"
         (store / MODEL / "1").mkdir(parents=True)
-        torch.jit.script(Sums()).save(store / MODEL / "1" / "model.pt")
+        torch.jit.save(torch.jit.script(Sums()), store / MODEL / "1" / "model.pt")
         with running(store, "--workers", str(wanted.workers), "--settle-seconds", "0") as gateway:
             for dialect in wanted.dialect or PATHS:
                 for kind, body in bodies(wanted.megabytes * MB, dialect):

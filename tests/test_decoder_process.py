@@ -6,19 +6,29 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from gateway.errors import GatewayError, InstanceDied, PayloadTooLarge, QueueFull, RequestError
 from gateway.http import decoder as decoder_module
-from gateway.http.calls import DIALECTS
+from gateway.http.body import RequestBody
+from gateway.http.calls import DIALECTS, Call
+from gateway.http.condemned import Condemned
 from gateway.http.decoder import FROM, Decoded, Decoder, Task
 from gateway.http.decoding import Job, read_some, request_of
+from gateway.http.large_body import LargeBody
 from gateway.http.oip import INFER, OipRequest
+from gateway.http.state import WorkerState
+from gateway.http.wishes import Wishes
+from gateway.ipc.arena import NOTE_BYTES
 from gateway.ipc.batching import Batching
+from gateway.ipc.channel import Channel
+from gateway.ipc.framing import OFFSET, RequestHeader
 from gateway.ipc.messages import Ready, VersionRoute
+from gateway.metrics import VersionCounters
+from gateway.routing import Target
 from gateway.store.manifest import ModelConfig
 from gateway.tensors import Signature, TensorSpec
 
@@ -358,3 +368,86 @@ async def test_a_body_that_takes_too_much_memory_is_refused(monkeypatch: pytest.
     outcome = await asyncio.wait_for(bench.give(b'{"inputs":[' + b"[0]," * 8_000_000 + b"0]}"), 60)
     assert isinstance(outcome, PayloadTooLarge | RequestError | InstanceDied)
     assert await bench.works()
+
+
+# The request
+
+
+class State:
+    """What a request needs of its worker."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.condemned = Condemned()
+
+
+async def test_wishes_are_read_elsewhere_too(bench: Bench) -> None:
+    body = RequestBody(1 << 20)
+    body.data = b'{"inputs":[],"parameters":{"timeout":5000000,"version_label":"new"}}'
+    changed = asyncio.Event()
+    large = LargeBody(cast("WorkerState", State(bench.decoder)), changed.set)
+    call = Call(INFER, ("m", None), RequestError("no target"))
+    assert large.wishes(call, body) is None
+    await asyncio.wait_for(changed.wait(), 20)
+    assert large.wishes(call, body) == Wishes(timeout=5.0, label="new")
+
+
+async def test_tensors_wait_for_room_in_the_arena_and_what_never_fits_is_sent_inline(bench: Bench) -> None:
+    counters = VersionCounters("m", "1", "pytorch")
+    target = Target(ROUTE, [], counters)
+    channel = Channel("m/1#0", 30.0, lambda _: None)
+    body = RequestBody(1 << 20)
+    body.data = bench.body(20_000)
+    changed = asyncio.Event()
+    large = LargeBody(cast("WorkerState", State(bench.decoder)), changed.set)
+    call = Call(INFER, ("m", None), target)
+
+    async def next_change() -> None:
+        await asyncio.wait_for(changed.wait(), 20)
+        changed.clear()
+
+    room = channel.arena.regions.capacity - NOTE_BYTES
+    region = channel.allocate(room)
+    assert region is not None
+    regions: list[int] = []
+    assert large.request(call, body, target, channel, regions) is None
+    await next_change()
+    assert large.request(call, body, target, channel, regions) is None
+    channel.unreserve(region)
+    await next_change()
+    request = large.request(call, body, target, channel, regions)
+    assert request is not None
+    (placed,) = regions
+    assert request.payload == [OFFSET.pack(placed)]
+    assert channel.arena.view[placed : placed + 80_000].cast("f").tolist() == [1.5] * 20_000
+    channel.unreserve(placed)
+
+    channel.arena.regions.capacity = NOTE_BYTES + 1000
+    large = LargeBody(cast("WorkerState", State(bench.decoder)), changed.set)
+    regions = []
+    for _ in range(2):
+        assert large.request(call, body, target, channel, regions) is None
+        await next_change()
+    request = large.request(call, body, target, channel, regions)
+    assert request is not None
+    assert (regions, [len(piece) for piece in request.payload]) == ([], [80_000])
+    assert not msgspec.msgpack.decode(request.header, type=RequestHeader).inputs[0].in_arena
+    channel.connection_lost(None)
+
+
+async def test_a_request_that_is_dropped_while_its_tensors_are_copied_leaves_nothing(bench: Bench) -> None:
+    target = Target(ROUTE, [], VersionCounters("m", "1", "pytorch"))
+    channel = Channel("m/1#0", 30.0, lambda _: None)
+    body = RequestBody(1 << 20)
+    body.data = bench.body(20_000)
+    changed = asyncio.Event()
+    large = LargeBody(cast("WorkerState", State(bench.decoder)), changed.set)
+    call = Call(INFER, ("m", None), target)
+    assert large.request(call, body, target, channel, []) is None
+    await asyncio.wait_for(changed.wait(), 20)
+    assert large.request(call, body, target, channel, []) is None
+    assert len(channel.arena.regions) == 1
+    large.drop()
+    await bench.until(lambda: not channel.arena.regions)
+    assert await bench.works()
+    channel.connection_lost(None)
