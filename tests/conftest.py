@@ -201,6 +201,10 @@ class Gateway:
         assert match, f"nothing is said of a listener for {name}"
         return match[1]
 
+    def lasting_processes(self) -> dict[int, str]:
+        """Those that do not come and go with the requests, as the decoder of large bodies does."""
+        return {pid: name for pid, name in self.processes().items() if name != "gateway: body decoder"}
+
     def pids(self, title: str) -> set[int]:
         """The processes whose title starts like this."""
         return {pid for pid, name in self.processes().items() if name.startswith(f"gateway: {title}")}

@@ -18,9 +18,9 @@ MB = 1 << 20
 @pytest.fixture(scope="module", autouse=True)
 def unhurt(gateway: Any) -> Iterator[None]:
     """After all these requests the same processes run as before."""
-    before = gateway.processes()
+    before = gateway.lasting_processes()
     yield
-    assert gateway.processes() == before
+    assert gateway.lasting_processes() == before
 
 
 def assert_error(answer: Any, status: int, expected: str = "") -> None:

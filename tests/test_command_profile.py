@@ -35,7 +35,7 @@ def recorded(gateway: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Each model's recording as --json tells of it, made while requests were sent, with their answers."""
     out = tmp_path_factory.mktemp("profiles")
     found: dict[str, Any] = {"out": out}
-    before = gateway.processes()
+    before = gateway.lasting_processes()
     for model in MODELS:
         usual, answers = answer(gateway, model), []
         with ThreadPoolExecutor(1) as pool:
@@ -47,7 +47,7 @@ def recorded(gateway: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         done = command.result()
         assert done.returncode == 0, done.stderr
         found[model] = json.loads(done.stdout) | {"usual": usual, "answers": answers}
-    assert gateway.processes() == before, "no instance was replaced"
+    assert gateway.lasting_processes() == before, "no instance was replaced"
     return found
 
 

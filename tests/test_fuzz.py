@@ -58,9 +58,9 @@ client, mutations = load("client"), load("mutations")
 @pytest.fixture(scope="module", autouse=True)
 def unhurt(gateway: Any) -> Iterator[None]:
     """After all of this the same processes run as before, and answer."""
-    before = gateway.processes()
+    before = gateway.lasting_processes()
     yield
-    assert gateway.processes() == before
+    assert gateway.lasting_processes() == before
     with gateway.connect() as connection:
         assert connection.ask(gateway.good()).status == 200
 

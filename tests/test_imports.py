@@ -198,7 +198,10 @@ def test_only_the_instance_side_imports_a_framework(module: str) -> None:
     assert not frameworks or module.startswith("gateway.instance.")
 
 
-@pytest.mark.parametrize("module", ["gateway.cli", "gateway.http.worker", "gateway.supervisor", "gateway.startup"])
+@pytest.mark.parametrize(
+    "module",
+    ["gateway.cli", "gateway.http.worker", "gateway.http.decoder_process", "gateway.supervisor", "gateway.startup"],
+)
 def test_neither_framework_is_loaded_by(module: str) -> None:
     code = f"import sys, {module}; print([n for n in ('torch', 'tensorflow', 'pickle5', 'pandas') if n in sys.modules])"
     done = subprocess.run(

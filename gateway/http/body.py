@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 from gateway.errors import GatewayError, PayloadTooLarge, RequestError
 from gateway.http import compression
+from gateway.http.decoder import FROM
 from gateway.http.dialect import Body
 from gateway.http.identity import request_id
+from gateway.http.large_body import BodyMemory
 from gateway.tensors import Buffer
 
 DISCARD_TIMES = 8
@@ -46,6 +48,8 @@ class RequestBody:
     data: Buffer = b""
     """The body as far as it is there; all of it when `complete`."""
     headers: Sequence[tuple[bytes, bytes]] = ()
+    memory: BodyMemory | None = None
+    """Where `data` is, if another process may have to read it."""
     _received = 0
 
     def __init__(self, limit: int) -> None:
@@ -126,6 +130,11 @@ class RequestBody:
         buffer[: len(self.data)] = self.data
         self.data = buffer
 
+    def continue_in_memory(self) -> None:
+        """Have the rest written to memory that another process can read."""
+        self.memory = BodyMemory(self.size)
+        self.continue_in(self.memory.view)
+
     @property
     def received(self) -> int:
         """Bytes that have come so far."""
@@ -153,6 +162,14 @@ class RequestBody:
         """The body is this, without its encoding."""
         self.data, self.encoding = data, ""
 
+    @property
+    def takes_long(self) -> bool:
+        """Whether so much of it is JSON that decoding it here would hold up others."""
+        return (len(self.data) if self.json_size is None else self.json_size) > FROM
+
     def drop(self) -> None:
         """Let go of the memory."""
         self.data = b""
+        if self.memory is not None:
+            memory, self.memory = self.memory, None
+            memory.give_back()

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from gateway.http.protocol import InferenceProtocol
 
 
+PIECE = 64 << 10
+"""Bytes that are read at once. uvloop reads up to 32 times before another connection has its turn, and the system may
+hold several MB for each: with pieces of any size 20 clients would take 100 ms a turn."""
+
+
 class BodyReader(asyncio.BufferedProtocol):
     """Stands in for a connection's protocol while the rest of a large body is read into its buffer."""
 
@@ -18,7 +23,7 @@ class BodyReader(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Called by asyncio: where the bytes belong."""
-        return self._inference.body.unread()
+        return self._inference.body.unread()[:PIECE]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Called by asyncio: so many bytes are there."""

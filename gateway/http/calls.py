@@ -31,6 +31,8 @@ _PATTERNS: tuple[tuple[re.Pattern[bytes], Dialect], ...] = (
 
 Group 1 is the model; group 2, where there is one, the version or label; group 3, where there is one, a label.
 """
+DIALECTS: tuple[Dialect, ...] = tuple(dialect for _, dialect in _PATTERNS)
+"""In an order by which two processes can name them."""
 
 
 class Call(msgspec.Struct, frozen=True):

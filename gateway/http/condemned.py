@@ -51,8 +51,12 @@ class Condemned:
 
     def has(self, route: VersionRoute, body: Buffer) -> bool:
         """Whether this request is remembered; those whose time is over are forgotten."""
+        return self.may_have(route, body) and digest_of(route, body) in self.digests
+
+    def may_have(self, route: VersionRoute, body: Buffer) -> bool:
+        """Whether one of its model version and size is remembered, which takes no hash to tell."""
         self._forget_old()
-        return _key_of(route, body) in self._keys and digest_of(route, body) in self.digests
+        return _key_of(route, body) in self._keys
 
     def _forget_old(self) -> None:
         now = time.monotonic()

@@ -6,13 +6,15 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.errors import DeadlineExceeded, GatewayError, QueueFull
+from gateway.http import decoder
 from gateway.http.body import RequestBody
 from gateway.http.calls import Call
 from gateway.http.condemned import digest_of
 from gateway.http.dialect import InferenceRequest
+from gateway.http.large_body import LargeBody
 from gateway.http.retry import MOST_DEATHS, answer_to_loss, culprit
 from gateway.http.waiting import Wish
-from gateway.http.wishes import NONE, OtherVersion
+from gateway.http.wishes import NONE, OtherVersion, Wishes
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ALONE
 from gateway.ipc.reply import InstanceLost, Reply
@@ -36,6 +38,7 @@ class Dispatch:
     _channel: Channel | None = None
     _request: InferenceRequest | None = None
     _request_id = 0
+    _large: LargeBody | None = None  # as long as it is being decoded
     _region: int | None = None  # of the arena, where a large body goes; one of _regions
     _decode_seconds = 0.0
     _sent = 0.0
@@ -76,7 +79,13 @@ class Dispatch:
             size = len(body.data)
             if channel.rows >= channel.max_rows or channel.bytes + size > channel.max_bytes or state.condemned.digests:
                 self._check(channel, target, size)
-            request = self._call.dialect.decode(body.whole(self._region), target, channel, self._regions)
+            if size > decoder.FROM and body.takes_long:
+                request = self._decoded(target, channel)
+                if request is None:
+                    return  # this is called again
+                begun = self._arrived
+            else:
+                request = self._call.dialect.decode(body.whole(self._region), target, channel, self._regions)
             self._request = request
             arrived = self._arrived = self._arrived or begun
             wishes = request.wishes
@@ -96,10 +105,36 @@ class Dispatch:
         self._decode_seconds = now - begun
         self._sent = now
 
+    def _decoded(self, target: Target, channel: Channel) -> InferenceRequest | None:
+        """The request in a large body, or None: it is being decoded elsewhere, within its time."""
+        request = self._begin_large().request(self._call, self.body, target, channel, self._regions)
+        if request is not None:
+            self._large = None
+            self._arrived_or_gone()
+        return request
+
+    def _begin_large(self) -> LargeBody:
+        if self._large is None:
+            self._large = LargeBody(self._connection.state, self._send)
+            if self._timer is None:
+                self._set_alarm()
+        return self._large
+
+    def _wishes(self) -> Wishes | None:
+        """What the request says of itself; None: it is being found out elsewhere."""
+        if len(self.body.data) <= decoder.FROM or not self.body.takes_long:
+            return self._call.dialect.wishes(self.body.whole())
+        found = self._begin_large().wishes(self._call, self.body)
+        if found is not None:
+            self._large = None
+        return found
+
     def _check(self, channel: Channel, target: Target, size: int) -> None:
         """Refuse a request that there is no room for, or that has ended two processes before."""
         if not channel.has_room(size):
             raise channel.queue_full()
+        if size > decoder.FROM and self.body.takes_long:
+            return  # LargeBody sees to it
         if self._connection.state.condemned.has(target.route, self.body.data):
             target.counters.drop("condemned")
             raise culprit()
@@ -142,13 +177,18 @@ class Dispatch:
     def _wait(self, not_yet: NotYet) -> None:
         """Wait until the model can answer, no longer than the request may."""
         state, route = self._connection.state, not_yet.route
+        wishes = NONE
+        if self._request is None and self._wish is None:  # what it says of itself is not known yet
+            found = self._wishes()
+            if found is None:
+                return  # _send is called again
+            wishes = found
         self._leave()
         self._counters = state.counters.of(route.model, str(route.version), route.framework)
         wish = self._wish or self._call.wish
         if not self._arrived:
             self._arrived = time.perf_counter()
-        if self._request is None and self._wish is None:  # what it says of itself is not known yet
-            wishes = self._call.dialect.wishes(self.body.whole())
+        if wishes is not NONE:
             if wishes.timeout is not None:
                 self._limit(wishes.timeout)
             if wishes.label is not None and wishes.label not in route.labels:
@@ -180,6 +220,9 @@ class Dispatch:
 
     def _give_back(self) -> None:
         """Free the regions that no call took over."""
+        if self._large is not None:
+            large, self._large = self._large, None
+            large.drop()
         if self._channel is not None:
             for region in self._regions:
                 self._channel.unreserve(region)
@@ -196,7 +239,9 @@ class Dispatch:
         """Take the request back from where it waits to be computed; False if it is not on its way yet."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._waits and self._wish is not None:
+        if self._large is not None:
+            self._give_back()
+        elif self._waits and self._wish is not None:
             self._connection.state.waiting.leave(self._wish, self)
         elif self._request_id and self._channel is not None:
             self._channel.cancel(self._request_id)
@@ -249,14 +294,27 @@ class Dispatch:
             if self._ended:
                 self._connection.state.supervisor.explain(self._ended)
             if len(self._ended) >= MOST_DEATHS:
-                self._connection.state.supervisor.condemn(digest_of(target.route, self.body.data))
+                self._condemn(target)
             error = refusal
         elif isinstance(error, QueueFull) and channel is not None:
             error.retry_after = channel.retry_after()
         self._answer_error(error)
 
+    def _condemn(self, target: Target) -> None:
+        """Have this request refused from now on; the hash of a large body is made in a thread."""
+        data, condemn = self.body.data, self._connection.state.supervisor.condemn
+        if len(data) <= decoder.FROM:
+            condemn(digest_of(target.route, data))
+            return
+        hashing = self._connection.loop.run_in_executor(None, digest_of, target.route, memoryview(data)[:])
+        hashing.add_done_callback(lambda done: condemn(done.result()))
+
     def _on_reply(self, reply: Reply) -> None:
         """Called by the channel."""
+        raise NotImplementedError
+
+    def _arrived_or_gone(self) -> None:
+        """The body is no longer on its way, or to be decoded."""
         raise NotImplementedError
 
     def _answer_error(self, error: GatewayError) -> None:

@@ -5,7 +5,7 @@ import logging
 import time
 
 from gateway.errors import GatewayError, QueueFull
-from gateway.http import compression
+from gateway.http import compression, decoder
 from gateway.http.body import LARGE
 from gateway.http.dialect import InferenceRequest
 from gateway.http.dispatch import Dispatch
@@ -97,7 +97,7 @@ class Inference(Dispatch):
             self.body.refuse(QueueFull("the server is receiving as many large bodies as it can hold"))
 
     def _arrived_or_gone(self) -> None:
-        """The body is no longer on its way."""
+        """See Dispatch."""
         self._connection.state.arriving -= self._arriving
         self._arriving = 0
 
@@ -114,7 +114,12 @@ class Inference(Dispatch):
             self._arrived_or_gone()
             body.refuse(channel.queue_full())
             return
-        if body.json_size is None or body.encoding:
+        if body.encoding:
+            return
+        if (body.size if body.json_size is None else min(body.json_size, body.size)) > decoder.FROM:
+            self._read_to_memory()
+            return
+        if body.json_size is None:
             return
         region = channel.reserve(body.size, lead=min(body.json_size, body.size))
         if region is not None:
@@ -122,6 +127,14 @@ class Inference(Dispatch):
             self._regions.append(region)
             body.continue_in(channel.arena.view[region : region + body.size])
             self._connection.read_past_parser(self)
+
+    def _read_to_memory(self) -> None:
+        """Have the rest of the body read to where another process can read it too."""
+        try:
+            self.body.continue_in_memory()
+        except OSError:
+            return  # the parser goes on
+        self._connection.read_past_parser(self)
 
     def body_complete(self) -> None:
         """The whole body is there."""
@@ -151,7 +164,7 @@ class Inference(Dispatch):
         if body.encoding:
             self._unpack()
             return
-        if self._arriving:
+        if self._arriving and not body.takes_long:  # else it counts until it is decoded
             self._arrived_or_gone()
         self._send()
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from gateway.http.calls import Calls
 from gateway.http.condemned import Condemned
 from gateway.http.cors import Cors
+from gateway.http.decoder import Decoder
 from gateway.http.edge import Edge
 from gateway.http.live import Live
 from gateway.http.waiting import WaitingRoom, Wish
@@ -62,6 +63,7 @@ class WorkerState:
         self.condemned = Condemned()
         self.edge: Edge | None = None
         """What is asked and written down of each request; None: nothing."""
+        self.decoder = Decoder(max_body_bytes)
         self.live = Live(lambda: supervisor.ask("overview"))
         self.waiting = WaitingRoom(self._resolve, lambda model, version: supervisor.ask("wake", model, version))
         self._loop = asyncio.get_running_loop()

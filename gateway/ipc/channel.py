@@ -161,9 +161,10 @@ class Channel(asyncio.Protocol):
         """
         if self.arena.regions.used + size > self.arena.regions.capacity // 2:
             return None
-        return self._allocate(size, lead)
+        return self.allocate(size, lead)
 
-    def _allocate(self, size: int, lead: int = 0) -> int | None:
+    def allocate(self, size: int, lead: int = 0) -> int | None:
+        """A region for what is there, or None if there is no room now."""
         if self._trimmer:
             self._trimmer.cancel()
             self._trimmer = None
@@ -181,7 +182,7 @@ class Channel(asyncio.Protocol):
         """Copy a large tensor into the arena: its offset as bytes, its region appended; None: send it inline."""
         if len(raw) <= THRESHOLD:
             return None
-        region = self._allocate(len(raw))
+        region = self.allocate(len(raw))
         if region is None:
             return None
         regions.append(region)
