@@ -278,7 +278,7 @@ def test_fewer_strings_than_the_shape_says_are_refused_however_many_it_says(gate
     raw = struct.pack("<I", 1) + b"a"
     for count in (2, 2**39):
         head = {"inputs": [helpers.tensor("words", "BYTES", [count], binary_data_size=len(raw))]}
-        assert_refused(gateway, gateway.inference("echo_strings", (head, raw)), expected="string")
+        assert_refused(gateway, gateway.inference("echo_strings", (head, raw)), expected="string|is larger than")
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -411,7 +411,7 @@ def test_what_a_model_raises_is_told_without_its_traceback(gateway: Any, helpers
 
 def test_what_a_framework_raises_is_told_without_its_traceback(gateway: Any, helpers: Any) -> None:
     bad = {"inputs": [helpers.tensor(name, "FP32", [1, size], [1.0] * size) for name, size in (("a", 2), ("b", 3))]}
-    assert_refused(gateway, gateway.inference("optional_input", bad), 500, "size of tensor a")
+    assert_refused(gateway, gateway.inference("optional_input", bad), 400, "size of tensor a")
 
 
 def test_nothing_that_is_no_http_hurts(gateway: Any) -> None:

@@ -57,6 +57,7 @@ class Scores:
         return {"x": np.zeros((1, 3, 8, 8), np.float32)}
 
     optimised = False
+    trouble = ""
 
     def rest(self) -> float:
         return -1.0

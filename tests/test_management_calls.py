@@ -43,7 +43,7 @@ def test_a_url_is_a_name_in_the_model_store(url: str, name: str | None, found: t
         ("HTTPS://host/m.mar", ModelNotFound, "does not match any allowed URL"),
         ("/etc/passwd", ModelNotFound, "Model not found in model store: /etc/passwd"),
         ("m/2/3", ModelNotFound, "Model not found in model store"),
-        ("m\\2", ModelNotFound, "Model not found in model store"),
+        ("m\n2", ModelNotFound, "Model not found in model store"),
         ("m.mar", ModelNotFound, "`gateway import` reads model archives"),
     ],
 )
