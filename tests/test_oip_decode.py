@@ -380,10 +380,11 @@ def test_a_bracket_in_a_string_does_not_have_the_numbers_looked_at(monkeypatch: 
     def looked(*_: Any) -> bool:
         raise AssertionError
 
-    monkeypatch.setattr(oip_json, "has_list_element", looked)
-    decoded(orjson.dumps({"id": 'a["[', **GOOD[0]}) + PADDING)
+    monkeypatch.setattr(oip_json, "_decode_request", looked)
+    flat = {"inputs": [x_of([1, 2.5], [3, 4]) | {"data": [1, 2.5, 3, 4]}]}
+    decoded(orjson.dumps({"id": 'a["[', **flat}) + PADDING)
     with pytest.raises(AssertionError):
-        decoded(orjson.dumps({**GOOD[0], "parameters": {"more": []}}) + PADDING)
+        decoded(orjson.dumps({**flat, "parameters": {"more": []}}) + PADDING)
 
 
 def test_a_look_at_the_numbers_makes_no_object_of_each() -> None:

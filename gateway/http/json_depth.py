@@ -1,6 +1,7 @@
 """How deeply a JSON text is nested, found before a parser recurses into it."""
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -8,8 +9,9 @@ MAX_DEPTH = 100
 
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _PIECE = 64 << 10
-"""Brackets at a time: larger arrays would leave holes in the memory of a process that lives long."""
+"""Bytes at a time: larger arrays would leave holes in the memory of a process that lives long."""
 _OPENED, _CLOSED = np.int8(1), np.int8(-1)
+_ESCAPED = (b"\\\\", b'\\"')
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # an open one ends with the text
 
 
@@ -34,13 +36,33 @@ def too_deep(text: bytes | bytearray | memoryview, limit: int = MAX_DEPTH) -> bo
     text = bytes(text) if isinstance(text, memoryview) else text
     if count_up_to(text, b"[", limit) + count_up_to(text, b"{", limit) <= limit:
         return False
-    brackets = _STRINGS.sub(b"", text).translate(None, _NOT_BRACKETS)
     depth = 0
-    for at in range(0, len(brackets), _PIECE):
-        marks = np.frombuffer(brackets[at : at + _PIECE], np.uint8)
+    for brackets in _brackets(text):
+        marks = np.frombuffer(brackets, np.uint8)
+        if not len(marks):
+            continue
         # Opening brackets are 0x5b and 0x7b, closing ones 0x5d and 0x7d: 4 is in these only.
         depths = depth + np.cumsum(np.where(marks & 4, _CLOSED, _OPENED), dtype=np.int32)
         if depths.max() > limit:
             return True
         depth = int(depths[-1])
     return False
+
+
+def _brackets(text: bytes | bytearray) -> Iterator[bytes | bytearray]:
+    """The brackets outside of strings, a piece of the text at a time; an open string ends with the text."""
+    quotes, inside, at = text.find(b'"') >= 0, 0, 0
+    while at < len(text):
+        end = at + _PIECE
+        while quotes and text[end - 1 : end] == b"\\":  # what a backslash stands before belongs to it
+            end += 1
+        piece = text[at:end]
+        at = end
+        if quotes:
+            for escaped in _ESCAPED if b"\\" in piece else ():
+                piece = piece.replace(escaped, b"  ")
+            marks = np.frombuffer(piece, np.uint8)
+            within = (np.cumsum(marks == ord('"'), dtype=np.uint8) + np.uint8(inside)) & 1
+            inside = int(within[-1])
+            piece = marks[within == 0].tobytes()
+        yield piece.translate(None, _NOT_BRACKETS)

@@ -7,12 +7,15 @@ import msgspec
 import simdjson
 
 from gateway.errors import RequestError
+from gateway.http.json_codec import numbers
 from gateway.http.json_depth import MAX_DEPTH, count_up_to, lists_in, too_deep
-from gateway.http.tensor_json import ELEMENT_WISE, Data, has_list_element, lists_of
+from gateway.http.tensor_json import Data, lists_of
 from gateway.tensors import element_count
 
 LARGE_JSON = 32 << 10
 """JSON of more bytes than this goes through simdjson, which is slower to start and faster per byte."""
+VERY_LARGE_JSON = 4 << 20
+"""JSON of more bytes than this is read in pieces: what simdjson keeps of it is many times as large."""
 NO_DATA = msgspec.Raw()
 
 
@@ -56,73 +59,80 @@ def parse(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data 
         text = text[3:]
     if too_deep(text):
         raise RequestError(f"the JSON is nested more than {MAX_DEPTH} deep")
-    if len(text) > LARGE_JSON:
-        return _parse_large(text)
+    large = len(text) > LARGE_JSON
+    if large and len(text) <= VERY_LARGE_JSON and (found := _parse_regular(text)) is not None:
+        return found
     try:
         request = _decode_request(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(_sentence(error)) from None
+    if large:
+        return request, [_read(item.data) for item in request.inputs]
     return request, [item.data or None for item in request.inputs]
 
 
-def _parse_large(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data | None]]:
+def _read(data: msgspec.Raw) -> Data | None:
+    """The data of one input: its numbers if that is what they are."""
+    if memoryview(data).nbytes <= LARGE_JSON:
+        return data or None
+    return numbers.read(bytes(data)) or data
+
+
+def _parse_regular(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data | None]] | None:
+    """The same with simdjson, for a request as clients write it; None if anything is wrong or unusual."""
     try:
         document = simdjson.Parser().parse(text)
     except (ValueError, RuntimeError, UnicodeDecodeError):
-        raise RequestError("the body is not valid JSON") from None
+        return None
     if not isinstance(document, simdjson.Object):
-        raise RequestError("Expected `object` as the whole body")
+        return None
     data: list[Data | None] = []
     plain: dict[str, Any] = {}
     if len(set(document)) != len(document):
-        raise RequestError("a key stands twice in the body")
+        return None
     # Known keys only: each look-up walks the whole object. And items() would make Python lists of all numbers.
     for key in _KEYS.intersection(document):
         value = document[key]
         if key == "inputs" and isinstance(value, simdjson.Array):
-            plain[key] = [_without_data(item, data) for item in value]
+            inputs = [_without_data(item, data) for item in value]
+            if None in inputs:
+                return None
+            plain[key] = inputs
         else:
             plain[key] = _plain(value)
     try:
         request = msgspec.convert(plain, Request)
-    except msgspec.ValidationError as error:
-        raise RequestError(_sentence(error)) from None
-    _check_elements(text, request, data)
-    return request, data
+        for item in request.inputs:
+            element_count(item.shape)  # no arithmetic with absurd shapes
+    except (msgspec.ValidationError, RequestError):
+        return None
+    return (request, data) if _holds_elements(text, request, data) else None
 
 
-def _check_elements(text: bytes | bytearray | memoryview, request: Request, data: Sequence[Data | None]) -> None:
-    """RequestError if a list stands in place of an element, which simdjson's buffers would flatten away.
+def _holds_elements(text: bytes | bytearray | memoryview, request: Request, data: Sequence[Data | None]) -> bool:
+    """Whether no list stands in place of an element, which simdjson's buffers would flatten away.
 
     Looking at the data costs more than parsing it. A body with just as many brackets as its shapes account for has no
-    such list, so only others are looked at.
+    such list.
     """
-    for item in request.inputs:
-        element_count(item.shape)  # no arithmetic with absurd shapes
     arrays = [(item, each) for item, each in zip(request.inputs, data, strict=True) if isinstance(each, simdjson.Array)]
     accounted = 1 + len(request.inputs) + (request.outputs is not None)
     accounted += sum(lists_of(each, item.shape) for item, each in arrays)
     text = bytes(text) if isinstance(text, memoryview) else text
-    if count_up_to(text, b"[", accounted) == accounted or lists_in(text) == accounted:
-        return
-    for item, each in arrays:
-        if item.datatype not in ELEMENT_WISE and has_list_element(each, item.shape):
-            raise RequestError(
-                f"the nested data of input '{item.name[:100]}' do not have its shape {list(item.shape[:8])}"
-            )
+    return count_up_to(text, b"[", accounted) == accounted or lists_in(text) == accounted
 
 
-def _without_data(item: Any, data: list[Data | None]) -> Any:
-    """One of `inputs` as a plain dict but for its data, which are appended to `data`."""
+def _without_data(item: Any, data: list[Data | None]) -> dict[str, Any] | None:
+    """One of `inputs` as a plain dict but for its data, which are appended to `data`; None if it is none."""
     if not isinstance(item, simdjson.Object):
-        return item  # of the wrong type, which the conversion will say
+        return None
     keys = set(item)
     if len(keys) != len(item):
-        raise RequestError("a key stands twice - at `$.inputs[...]`")
+        return None
     if "data" in keys:
         found = item["data"]
-        if not isinstance(found, simdjson.Array):
-            raise RequestError("Expected `array` - at `$.inputs[...].data`")
+        if not isinstance(found, simdjson.Array) or (len(found) and isinstance(found[0], simdjson.Array)):
+            return None  # nested data are checked faster as text
         data.append(found)
     else:
         data.append(None)

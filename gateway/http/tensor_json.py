@@ -12,9 +12,11 @@ import orjson
 import simdjson
 
 from gateway.errors import RequestError
+from gateway.http.json_codec.numbers import FLOATS, Numbers, fits_shape, tensor_of
 from gateway.tensors import DTYPES, Array, Buffer, pack_bytes, unpack_bytes
 
-Data = msgspec.Raw | simdjson.Array
+Data = msgspec.Raw | simdjson.Array | Numbers
+"""JSON text; the same as simdjson has parsed it, or as its numbers have been read: three ways to the same tensor."""
 
 _FORMATS = {
     "BOOL": "?",
@@ -32,7 +34,6 @@ _FORMATS = {
 }
 ELEMENT_WISE = frozenset({"BOOL", "BYTES"})
 """Datatypes whose JSON is looked at element by element, however large it is."""
-FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _decode_floats = msgspec.json.Decoder(list[float]).decode
 _decode_ints = msgspec.json.Decoder(list[int]).decode
 _decode_any = msgspec.json.Decoder(list[Any]).decode
@@ -41,16 +42,32 @@ _decode_any = msgspec.json.Decoder(list[Any]).decode
 def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, data: Data) -> Buffer:
     """Raw bytes of input `name` from its JSON data, flat or nested as its shape of `count` elements says.
 
-    Large data must have no list in place of an element (`has_list_element`): it would be flattened away.
+    simdjson's must have no list in place of an element (`has_list_element`): it would be flattened away. They have
+    fewer than 2**24 elements: the length that simdjson tells is no larger.
     Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
     """
     if isinstance(data, msgspec.Raw):
         return _raw_from_text(name, datatype, shape, data, count)
-    if datatype in ELEMENT_WISE:
-        if not isinstance(_first(data), simdjson.Array):
-            _check_count(name, shape, len(data), count)  # before each becomes a Python object
-        return _raw_from_list(name, datatype, shape, data.as_list(), count)
-    return _raw_from_large(name, datatype, shape, data, count)
+    if isinstance(data, Numbers):
+        raw = _raw_from_numbers(name, datatype, shape, data, count)
+        text = data.text
+    else:
+        raw = None if datatype in ELEMENT_WISE else _raw_from_array(datatype, shape, data, count)
+        text = cast("bytes", data.mini) if raw is None else b""  # which its stub calls a str
+    # What is not as it should be is looked at one by one: so every size of body gets the same answer.
+    return _raw_from_text(name, datatype, shape, msgspec.Raw(text), count) if raw is None else raw
+
+
+def _raw_from_numbers(name: str, datatype: str, shape: Sequence[int], numbers: Numbers, count: int) -> Buffer | None:
+    values = numbers.values
+    if not fits_shape(numbers, shape):
+        kinds = "" if datatype in ELEMENT_WISE else "iuf" if datatype in FLOATS else "iu"
+        if len(numbers.shape) == 1 and values.dtype.kind in kinds:
+            _check_count(name, shape, len(values), count)
+        return None
+    if datatype == "BOOL" and values.dtype.kind == "i" and not ((values != 0) & (values != 1)).any():
+        return values.astype(bool).view(np.uint8).data
+    return tensor_of(datatype, numbers, infinite=False)
 
 
 def _raw_from_text(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw, count: int) -> Buffer:
@@ -58,7 +75,7 @@ def _raw_from_text(name: str, datatype: str, shape: Sequence[int], data: msgspec
         if datatype in ("FP32", "FP64"):
             values: Sequence[Any] = _decode_floats(data)
         elif datatype in ELEMENT_WISE or datatype in FLOATS:
-            return _raw_from_list(name, datatype, shape, _decode_any(data), count)
+            return _raw_from_list(name, datatype, shape, _any_list(name, data), count)
         else:
             values = _decode_ints(data)
     except UnicodeDecodeError:
@@ -74,7 +91,9 @@ def _any_list(name: str, data: msgspec.Raw) -> list[Any]:
         return _decode_any(data)
     except UnicodeDecodeError:
         raise RequestError(f"the data of input '{name}' are not UTF-8 text") from None
-    except msgspec.ValidationError:
+    except msgspec.ValidationError as error:
+        if str(error).startswith("Number out of range"):
+            raise RequestError(f"input '{name}' has a number that is too large") from None
         raise RequestError(f"the data of input '{name}' are not an array") from None
 
 
@@ -135,13 +154,17 @@ def _pack(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any],
     _check_count(name, shape, len(values), count)
     try:
         if datatype == "BF16":
-            return _narrowed(name, datatype, np.array(values, np.float64))
+            narrow = _narrow(datatype, np.array(values, np.float64))
+            if narrow is None:
+                raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
+            return narrow.view(np.uint8).data
         return packer(datatype, count).pack(*values)
     except (struct.error, OverflowError):
         raise RequestError(f"input '{name}' has a value out of the range of {datatype}") from None
 
 
-def _raw_from_large(name: str, datatype: str, shape: Sequence[int], data: simdjson.Array, count: int) -> Buffer:
+def _raw_from_array(datatype: str, shape: Sequence[int], data: simdjson.Array, count: int) -> Buffer | None:
+    """None where anything is not as it should be."""
     try:
         if datatype in FLOATS:
             wide: Array = np.frombuffer(data.as_buffer(of_type="d"), np.float64)
@@ -149,30 +172,25 @@ def _raw_from_large(name: str, datatype: str, shape: Sequence[int], data: simdjs
             wide = np.frombuffer(data.as_buffer(of_type="u"), np.uint64)
         else:
             wide = np.frombuffer(data.as_buffer(of_type="i"), np.int64)
-    except TypeError:
-        raise RequestError(f"the data of input '{name}' are not all {datatype} numbers") from None
-    except ValueError:
-        raise RequestError(f"input '{name}' has a value out of the range of {datatype}") from None
-    if isinstance(_first(data), simdjson.Array):
-        _check_nesting(name, shape, data)
-    elif len(data) != len(wide):
-        raise _badly_nested(name, shape)
-    _check_count(name, shape, len(wide), count)
-    return _narrowed(name, datatype, wide)
+    except (TypeError, ValueError):
+        return None
+    well_nested = _nested_as(shape, data) if isinstance(_first(data), simdjson.Array) else len(data) == len(wide)
+    if not well_nested or len(wide) != count:
+        return None
+    narrow = _narrow(datatype, wide)
+    return None if narrow is None else narrow.view(np.uint8).data
 
 
-def _narrowed(name: str, datatype: str, wide: Array) -> Buffer:
-    """The same numbers in the tensor's own datatype; RequestError if one does not fit."""
+def _narrow(datatype: str, wide: Array) -> Array | None:
+    """The same numbers in the tensor's own datatype; None if one does not fit."""
     dtype = DTYPES[datatype]
     if dtype == wide.dtype:
-        return wide.view(np.uint8).data
+        return wide
     with np.errstate(over="ignore"):
         narrow = wide.astype(dtype)
     # JSON has no infinities: one that is there now comes from a number too large. An integer that wrapped differs.
     fits = np.isfinite(narrow) if datatype in FLOATS else narrow == wide
-    if not fits.all():
-        raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
-    return narrow.view(np.uint8).data
+    return narrow if fits.all() else None
 
 
 def lists_of(data: simdjson.Array, shape: Sequence[int]) -> int:
@@ -195,14 +213,15 @@ def _first(data: simdjson.Array) -> Any:
     return data[0] if len(data) else None
 
 
-def _check_nesting(name: str, shape: Sequence[int], data: simdjson.Array) -> None:
-    """Every list but the elements themselves has the length its axis says."""
+def _nested_as(shape: Sequence[int], data: simdjson.Array) -> bool:
+    """Whether every list but the elements themselves has the length its axis says."""
     level: list[Any] = [data]
     for axis, size in enumerate(shape):
         if any(not isinstance(item, simdjson.Array) or len(item) != size for item in level):
-            raise _badly_nested(name, shape)
+            return False
         if axis + 1 < len(shape):
             level = [element for item in level for element in item]
+    return True
 
 
 def json_from_raw(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> bytes:

@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 
 from gateway.errors import RequestError
+from gateway.http.json_codec.numbers import FLOATS
 from gateway.http.json_depth import MAX_DEPTH, too_deep
-from gateway.http.tensor_json import FLOATS, packer
+from gateway.http.tensor_json import packer
 from gateway.http.tfserving_numbers import Numbers, Shape, large_tensor, parse_large
 from gateway.tensors import DTYPES, Buffer, element_count, pack_bytes
 

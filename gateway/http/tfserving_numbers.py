@@ -8,11 +8,14 @@ import msgspec
 import numpy as np
 import simdjson
 
-from gateway.http.tensor_json import FLOATS
+from gateway.http.json_codec import numbers as codec
+from gateway.http.json_codec.numbers import FLOATS
 from gateway.tensors import DTYPES, Array, Buffer
 
 MOST_ROW_ARRAYS = 4096
 """Arrays of numbers in rows that are objects; more of them, which are smaller, are read number by number."""
+SATURATED = 0xFFFFFF
+"""The largest length that simdjson tells; the array may have more elements."""
 _NUMERIC = b"0123456789+-.eE \t\r\n"
 
 Shape = tuple[int, ...]
@@ -116,6 +119,10 @@ def large_tensor(datatype: str, numbers: Numbers) -> tuple[Shape, Buffer] | None
     while isinstance(level, simdjson.Array):
         shape.append(len(level))
         level = level[0] if len(level) else None
+    if max(shape, default=0) >= SATURATED:
+        found = codec.read(cast("bytes", array.mini))
+        raw = None if found is None else codec.tensor_of(datatype, found, infinite=True)
+        return None if found is None or raw is None else (found.shape, raw)
     try:
         if datatype in FLOATS:
             wide: Array = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
