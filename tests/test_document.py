@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import RequestError
 from gateway.http.json_codec import document, numbers
-from gateway.http.json_codec.document import LARGE
+from gateway.http.json_codec.budget import LARGE
 from gateway.http.json_codec.numbers import Numbers
 from gateway.http.tfserving_inputs import Tensor, from_instances
 from gateway.http.tfserving_json import parse

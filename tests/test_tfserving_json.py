@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as arrays
 
 from gateway.errors import GatewayError, RequestError
 from gateway.http import tfserving_json
-from gateway.http.json_codec import document
-from gateway.http.json_codec.document import LARGE
+from gateway.http.json_codec import budget
+from gateway.http.json_codec.budget import LARGE
 from gateway.http.json_codec.numbers import Numbers
 from gateway.http.tfserving_json import bytes_of, parse, shape_of, tensor_of
 from gateway.http.tfserving_outputs import pieces
@@ -87,7 +87,7 @@ def test_a_large_array_that_is_ragged_is_refused_like_a_small_one(text: str) -> 
 
 
 def test_values_that_must_be_looked_at_one_by_one_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "MOST_VALUES", 10)
+    monkeypatch.setattr(budget, "MOST_VALUES", 10)
     with pytest.raises(RequestError, match="more than 10 values"):
         instances(f'{{"instances":{["a"] * 20}{PADDING}}}'.replace("'", '"'))
     with pytest.raises(RequestError, match="more than 10 values"):

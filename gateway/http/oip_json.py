@@ -7,12 +7,12 @@ import msgspec
 import simdjson
 
 from gateway.errors import RequestError
-from gateway.http.json_codec import numbers
+from gateway.http.json_codec.budget import LARGE, Budget, check_strings
 from gateway.http.json_depth import MAX_DEPTH, count_up_to, lists_in, too_deep
-from gateway.http.tensor_json import Data, lists_of
+from gateway.http.tensor_json import Data, data_of, lists_of
 from gateway.tensors import element_count
 
-LARGE_JSON = 32 << 10
+LARGE_JSON = LARGE
 """JSON of more bytes than this goes through simdjson, which is slower to start and faster per byte."""
 VERY_LARGE_JSON = 4 << 20
 """JSON of more bytes than this is read in pieces: what simdjson keeps of it is many times as large."""
@@ -60,6 +60,9 @@ def parse(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data 
     if too_deep(text):
         raise RequestError(f"the JSON is nested more than {MAX_DEPTH} deep")
     large = len(text) > LARGE_JSON
+    if large:
+        text = bytes(text) if isinstance(text, memoryview) else text
+        check_strings(text)
     if large and len(text) <= VERY_LARGE_JSON and (found := _parse_regular(text)) is not None:
         return found
     try:
@@ -67,15 +70,9 @@ def parse(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data 
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(_sentence(error)) from None
     if large:
-        return request, [_read(item.data) for item in request.inputs]
+        budget = Budget()
+        return request, [data_of(item.data, budget) if item.data else None for item in request.inputs]
     return request, [item.data or None for item in request.inputs]
-
-
-def _read(data: msgspec.Raw) -> Data | None:
-    """The data of one input: its numbers if that is what they are."""
-    if memoryview(data).nbytes <= LARGE_JSON:
-        return data or None
-    return numbers.read(bytes(data)) or data
 
 
 def _parse_regular(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data | None]] | None:
@@ -118,7 +115,6 @@ def _holds_elements(text: bytes | bytearray | memoryview, request: Request, data
     arrays = [(item, each) for item, each in zip(request.inputs, data, strict=True) if isinstance(each, simdjson.Array)]
     accounted = 1 + len(request.inputs) + (request.outputs is not None)
     accounted += sum(lists_of(each, item.shape) for item, each in arrays)
-    text = bytes(text) if isinstance(text, memoryview) else text
     return count_up_to(text, b"[", accounted) == accounted or lists_in(text) == accounted
 
 

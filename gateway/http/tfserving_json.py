@@ -16,7 +16,7 @@ import numpy as np
 
 from gateway.errors import RequestError
 from gateway.http.json_codec import document, numbers
-from gateway.http.json_codec.document import LARGE
+from gateway.http.json_codec.budget import LARGE, check_strings
 from gateway.http.json_codec.numbers import FLOATS, Numbers, Shape
 from gateway.http.json_depth import MAX_DEPTH, too_deep
 from gateway.http.tensor_json import packer
@@ -58,7 +58,7 @@ def parse(text: bytes | bytearray | memoryview) -> dict[str, Any]:
 
 def decoded(text: bytes | bytearray) -> Any:
     """Any JSON, read as above."""
-    document.check_strings(text)
+    check_strings(text)
     if too_deep(text):
         raise RequestError(f"JSON Parse error: nested more than {MAX_DEPTH} deep")
     try:
