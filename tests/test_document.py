@@ -31,9 +31,9 @@ def large(text: bytes) -> Iterator[bytes]:
     """A text as it is read in large bodies, whatever the size of its parts."""
     yield text + PADDING
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(document, "_BYTES_A_NAME", 0)
+        patch.setattr(document, "_BYTES_A_NAME", 1)
         yield text + PADDING
-        patch.setattr(numbers, "PIECE", 3)
+        patch.setattr(numbers, "PIECE", 1)
         yield text + PADDING
 
 

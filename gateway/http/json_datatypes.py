@@ -121,7 +121,7 @@ def _long_integers(value: Any, datatype: str) -> Iterator[int]:
 
 
 def _long_numbers(numbers: Numbers, datatype: str, limit: int) -> Iterator[int]:
-    values = numbers.values
+    values: Any = numbers.values
     if numbers.kind == "bool" or not len(values) or -limit <= values.min().item() <= values.max().item() <= limit:
         return
     if numbers.kind == "float":  # which of them are written as integers

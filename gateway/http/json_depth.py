@@ -61,7 +61,9 @@ def outside_strings(text: bytes | bytearray) -> Iterator[bytes | bytearray]:
             end += 1
         piece = text[at:end]
         at = end
-        if quotes:
+        if b'"' not in piece:
+            piece = b"" if inside else piece
+        else:
             for escaped in _ESCAPED if b"\\" in piece else ():
                 piece = piece.replace(escaped, b"  ")
             marks = np.frombuffer(piece, np.uint8)

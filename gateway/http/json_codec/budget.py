@@ -1,7 +1,7 @@
 """How much of a JSON text may be looked at value by value, each of which becomes a Python object."""
 
 from gateway.errors import RequestError
-from gateway.http.json_depth import outside_strings
+from gateway.http.json_depth import count_up_to, outside_strings
 
 LARGE = 32 << 10
 """Bytes: smaller texts are never refused."""
@@ -41,9 +41,9 @@ class Budget:
         self._pieces -= pieces
 
 
-def strings_and_objects(text: Text) -> int:
-    """No fewer than a text has, objects counted twice."""
-    return 2 * text.count(b"{") + text.count(b'"') // 2
+def strings_and_objects(text: Text, limit: int = MOST_PIECES) -> int:
+    """No fewer than a text has, objects counted twice; or a number beyond the limit."""
+    return 2 * count_up_to(text, b"{", limit) + count_up_to(text, b'"', 2 * limit) // 2
 
 
 def check_strings(text: Text) -> None:

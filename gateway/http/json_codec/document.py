@@ -51,7 +51,8 @@ def _member(name: str, raw: msgspec.Raw, budget: Budget) -> Any:
 
 def _rows(text: bytes, budget: Budget) -> Any:
     """Rows that are objects; in all of them, or in none, arrays of numbers stay unconverted."""
-    if strings_and_objects(text) * _BYTES_A_NAME <= len(text):
+    most = len(text) // _BYTES_A_NAME
+    if strings_and_objects(text, most) <= most:
         try:
             rows = _decode_rows(text)
         except msgspec.ValidationError:  # not all are objects
