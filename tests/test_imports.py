@@ -36,7 +36,10 @@ LAYERS = """
     gateway.importing.tensorflow_serving gateway.importing.torchserve gateway.importing.mlserver
     gateway.importing.layouts gateway.importing.copying
     gateway.store.settling gateway.store.footprints gateway.store.watch
-    gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.tensor_json
+    gateway.http.json_depth gateway.http.compression gateway.http.responses
+    gateway.http.json_codec gateway.http.json_codec.numbers gateway.http.json_codec.budget
+    gateway.http.json_codec.document
+    gateway.http.tensor_json
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.lifecycle.scarcity
     gateway.instance.backend
     gateway.instance.kernel gateway.instance.syscalls gateway.instance.heap
@@ -104,6 +107,9 @@ PURE = {
     "gateway.metrics",
     "gateway.http.tensor_json",
     "gateway.http.json_depth",
+    "gateway.http.json_codec.numbers",
+    "gateway.http.json_codec.budget",
+    "gateway.http.json_codec.document",
     "gateway.http.compression",
     "gateway.http.access",
     "gateway.http.identity",

@@ -16,8 +16,8 @@ LARGE_JSON = LARGE
 """JSON of more bytes than this goes through simdjson, which is slower to start and faster per byte."""
 VERY_LARGE_JSON = 4 << 20
 """JSON of more bytes than this is read in pieces: what simdjson keeps of it is many times as large."""
-_LISTS_IF_FLAT = 64
-"""A body with more lists than this has nested data."""
+_FEW_LISTS = 4096
+"""Data nested in more lists than this are read faster as text."""
 NO_DATA = msgspec.Raw()
 
 
@@ -65,9 +65,8 @@ def parse(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data 
     if large:
         text = bytes(text) if isinstance(text, memoryview) else text
         check_strings(text)
-        # Nested data are read faster as text.
-        flat = len(text) <= VERY_LARGE_JSON and count_up_to(text, b"[", _LISTS_IF_FLAT) <= _LISTS_IF_FLAT
-        if flat and (found := _parse_regular(text)) is not None:
+        regular = len(text) <= VERY_LARGE_JSON and count_up_to(text, b"[", _FEW_LISTS) <= _FEW_LISTS
+        if regular and (found := _parse_regular(text)) is not None:
             return found
     try:
         request = _decode_request(text)
@@ -131,8 +130,8 @@ def _without_data(item: Any, data: list[Data | None]) -> dict[str, Any] | None:
         return None
     if "data" in keys:
         found = item["data"]
-        if not isinstance(found, simdjson.Array) or (len(found) and isinstance(found[0], simdjson.Array)):
-            return None  # nested
+        if not isinstance(found, simdjson.Array):
+            return None
         data.append(found)
     else:
         data.append(None)
