@@ -18,6 +18,8 @@ PIECE = 256 << 10
 """Bytes of text that are parsed, or compared, at a time."""
 _PIECES_AT_ONCE = 8
 """A text of no more than so many is parsed at once, which is faster."""
+_NARROWED = 1 << 20
+"""Numbers that are converted at a time."""
 FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _STRUCTURE = b"[],"
 _NOT_STRUCTURE = bytes(set(range(256)) - set(_STRUCTURE))
@@ -199,9 +201,13 @@ def tensor_of(datatype: str, numbers: Numbers, *, infinite: bool) -> Buffer | No
     if dtype == values.dtype:
         return values.view(np.uint8).data
     if datatype in FLOATS:
-        with np.errstate(over="ignore"):
-            narrow = values.astype(np.float64, copy=False).astype(dtype)
-        fits = infinite or bool(np.isfinite(narrow).all())
+        narrow = np.empty(len(values), dtype)
+        fits = True
+        for at in range(0, len(values), _NARROWED):
+            some = slice(at, at + _NARROWED)
+            with np.errstate(over="ignore"):
+                narrow[some] = values[some].astype(np.float64, copy=False)
+            fits = fits and (infinite or bool(np.isfinite(narrow[some]).all()))
     else:
         if values.dtype.kind == "f":
             return None
