@@ -127,3 +127,9 @@ def outcome_or_sentence(text: bytes) -> str:
         return str(parse(text))
     except RequestError as error:
         return error.message
+
+
+@pytest.mark.parametrize("padding", [b"", PADDING], ids=["small", "large"])
+def test_a_number_too_large_is_called_so(padding: bytes) -> None:
+    assert "Number too big" in outcome_or_sentence(b'{"instances":[1e400]}' + padding)
+    assert "Number too big" in asked_of_torchserve(b"[1e400]" + padding)

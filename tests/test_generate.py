@@ -164,6 +164,12 @@ def test_the_last_of_two_members_of_the_same_name_counts(padding: int) -> None:
     assert arrays["x"].tolist() == [[3, 4]]
 
 
+@pytest.mark.parametrize("padding", [0, LARGE])
+def test_a_number_too_large_is_called_so(padding: int) -> None:
+    with pytest.raises(RequestError, match="number that is too large"):
+        decoded(b'{"x": [1, 1e400]}' + b" " * padding)
+
+
 def test_an_input_called_parameters_is_an_input() -> None:
     target = target_of(TensorSpec("parameters", "FP32", (-1,)))
     assert decoded(b'{"parameters": [1, 2]}', target)[0]["parameters"].tolist() == [1, 2]

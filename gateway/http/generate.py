@@ -175,6 +175,8 @@ def _plain(members: Members, names: frozenset[str] | set[str]) -> dict[str, Any]
 def _decoded(value: Any) -> Any:
     try:
         return msgspec.json.decode(_raw(value))
+    except msgspec.ValidationError:
+        raise RequestError("the body has a number that is too large") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise RequestError("the body is not valid JSON") from None
 

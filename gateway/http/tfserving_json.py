@@ -66,6 +66,8 @@ def decoded(text: bytes | bytearray) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if _TOKENS.search(text):
             return _parse_tokens(text)
+        if isinstance(error, msgspec.ValidationError):  # without a type to check, it can be nothing else
+            raise RequestError("JSON Parse error: Number too big to be stored in double.") from None
         found = _AT_BYTE.search(str(error))
         at = f" at offset: {found[1] or found[2]}" if found else ""
         raise RequestError(f"JSON Parse error: Invalid value.{at}") from None
