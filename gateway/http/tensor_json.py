@@ -44,7 +44,7 @@ _decode_any = msgspec.json.Decoder(list[Any]).decode
 def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, data: Data) -> Buffer:
     """Raw bytes of input `name` from its JSON data, flat or nested as its shape of `count` elements says.
 
-    simdjson's must have no list in place of an element (`has_list_element`): it would be flattened away. They have
+    simdjson's must have as many lists as `lists_of` says: one in place of an element would be flattened away. They have
     fewer than 2**24 elements: the length that simdjson tells is no larger.
     Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
     """
@@ -230,12 +230,6 @@ def lists_of(data: simdjson.Array, shape: Sequence[int]) -> int:
             level *= size
             total += level
     return total
-
-
-def has_list_element(data: simdjson.Array, shape: Sequence[int]) -> bool:
-    """Whether numbers have more or fewer lists among them than their shape, or flatness, makes."""
-    text = cast("bytes", data.mini)  # which its stub calls a str
-    return text.count(b"[") != lists_of(data, shape)
 
 
 def _first(data: simdjson.Array) -> Any:
