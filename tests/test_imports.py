@@ -36,8 +36,10 @@ LAYERS = """
     gateway.importing.tensorflow_serving gateway.importing.torchserve gateway.importing.mlserver
     gateway.importing.layouts gateway.importing.copying
     gateway.store.settling gateway.store.footprints gateway.store.watch
-    gateway.http.json_depth gateway.http.compression gateway.http.responses gateway.http.json_codec
-    gateway.http.json_codec.numbers gateway.http.tensor_json
+    gateway.http.json_depth gateway.http.compression gateway.http.responses
+    gateway.http.json_codec gateway.http.json_codec.numbers gateway.http.json_codec.budget
+    gateway.http.json_codec.document
+    gateway.http.tensor_json
     gateway.instance.row_*
     gateway.lifecycle.placement gateway.lifecycle.policy gateway.lifecycle.admission gateway.lifecycle.scarcity
     gateway.instance.backend gateway.instance.libraries gateway.instance.probing
@@ -106,6 +108,9 @@ PURE = {
     "gateway.metrics",
     "gateway.http.tensor_json",
     "gateway.http.json_depth",
+    "gateway.http.json_codec.numbers",
+    "gateway.http.json_codec.budget",
+    "gateway.http.json_codec.document",
     "gateway.http.compression",
     "gateway.http.access",
     "gateway.http.identity",

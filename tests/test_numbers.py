@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import RequestError
-from gateway.http import oip_json, tfserving_json
+from gateway.http import oip_json, tensor_json, tfserving_json
 from gateway.http.json_codec import numbers
 from gateway.http.tensor_json import raw_from_json
 
@@ -49,7 +50,8 @@ def test_every_way_of_reading_gives_the_same_tensor_or_the_same_sentence(item: d
         patch.setattr(oip_json, "LARGE_JSON", 1)
         assert outcome(text) == small
         patch.setattr(oip_json, "VERY_LARGE_JSON", 1)
-        patch.setattr(numbers, "PIECE", 3)
+        patch.setattr(tensor_json, "LARGE", 0)
+        patch.setattr(numbers, "PIECE", 1)
         assert outcome(text) == small
 
 
@@ -58,6 +60,39 @@ def test_the_last_of_two_equal_keys_counts_and_a_number_too_large_is_called_so(p
     item = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1],"data":[%b]}]}' + b" " * padding
     assert outcome(item % b"2") == np.float32(2).tobytes()
     assert "too large" in outcome(item % b"1e400")
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "INT8", "BOOL"])
+def test_millions_of_nested_lists_are_read_at_the_cost_of_their_numbers(datatype: str) -> None:
+    unit = b"[true]" if datatype == "BOOL" else b"[1]"
+    count = 2_000_000
+    text = b"[" + (unit + b",") * (count - 1) + unit + b"]"
+    head = b'{"inputs":[{"name":"x","datatype":"%b","shape":[%d,1],"data":' % (datatype.encode(), count)
+    whole = b'{"instances":' + text + b"}"
+    tracemalloc.start()
+    try:
+        raw = outcome(head + text + b"}]}")
+        shape, same = tfserving_json.tensor_of(datatype, tfserving_json.parse(whole)["instances"])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (shape, bytes(same)) == ((count, 1), raw)
+    assert peak < 6 * len(whole)  # half of it for what the test itself holds
+
+
+def test_lists_that_can_only_be_looked_at_one_by_one_are_refused_before_they_are() -> None:
+    text = b"[" + b"[1],[]," * 1_000_000 + b"[1]]"
+    for body in (b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":' + text + b"}]}",):
+        tracemalloc.start()
+        assert "too many lists" in outcome(body)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+        tracemalloc.stop()
+
+
+def test_commas_and_quotes_within_a_string_count_as_nothing() -> None:
+    long = json.dumps('a,"[{' * 400_000).encode()
+    assert len(outcome(b'{"inputs":[{"name":"x","datatype":"BYTES","shape":[1],"data":[' + long + b"]}]}")) == 2_000_004
+    assert len(tfserving_json.parse(b'{"instances":[' + long + b"]}")["instances"][0]) == 2_000_000
 
 
 def test_tensorflow_servings_arrays_may_have_more_elements_than_simdjson_can_count() -> None:

@@ -9,8 +9,10 @@ from hypothesis.extra import numpy as arrays
 
 from gateway.errors import GatewayError, RequestError
 from gateway.http import tfserving_json
-from gateway.http.tfserving_json import LARGE, bytes_of, parse, shape_of, tensor_of
-from gateway.http.tfserving_numbers import Numbers
+from gateway.http.json_codec import budget
+from gateway.http.json_codec.budget import LARGE
+from gateway.http.json_codec.numbers import Numbers
+from gateway.http.tfserving_json import bytes_of, parse, shape_of, tensor_of
 from gateway.http.tfserving_outputs import pieces
 from gateway.tensors import DTYPES, array_from_raw
 
@@ -85,10 +87,10 @@ def test_a_large_array_that_is_ragged_is_refused_like_a_small_one(text: str) -> 
 
 
 def test_values_that_must_be_looked_at_one_by_one_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tfserving_json, "MOST_VALUES", 10)
+    monkeypatch.setattr(budget, "MOST_VALUES", 10)
     with pytest.raises(RequestError, match="more than 10 values"):
         instances(f'{{"instances":{["a"] * 20}{PADDING}}}'.replace("'", '"'))
-    with pytest.raises(RequestError, match="differ in length"):
+    with pytest.raises(RequestError, match="more than 10 values"):
         tensor_of("FP32", instances(f'{{"instances":{[[1, 2]] * 10 + [[1]]}{PADDING}}}'))
     monkeypatch.setattr(tfserving_json, "MOST_TOKEN_BYTES", 10)
     with pytest.raises(RequestError, match="NaN or Infinity is limited"):

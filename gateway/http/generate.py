@@ -5,36 +5,35 @@ Source: Triton's extension_generate.md, and for what it leaves open the way in w
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import msgspec
 import orjson
-import simdjson
 
 from gateway.errors import RequestError
 from gateway.http import large_json
 from gateway.http.dialect import Body, Dialect, InferenceRequest
 from gateway.http.form import checked_form
+from gateway.http.json_codec.budget import LARGE, Budget, check_strings
+from gateway.http.json_codec.numbers import Numbers
 from gateway.http.json_datatypes import check_exact, datatype_of
-from gateway.http.json_depth import MAX_DEPTH, count_up_to, too_deep
-from gateway.http.oip_json import LARGE_JSON
-from gateway.http.tensor_json import ELEMENT_WISE, Data, has_list_element, json_from_raw, lists_of, raw_from_json
+from gateway.http.json_depth import MAX_DEPTH, too_deep
+from gateway.http.tensor_json import Data, data_of, json_from_raw, raw_from_json
+from gateway.http.tfserving_json import shape_of
 from gateway.http.wishes import KEYS, OtherVersion, Wishes, wishes_of
 from gateway.ipc.channel import Channel
 from gateway.ipc.framing import ResultHeader
 from gateway.routing import Target
-from gateway.tensors import MAX_RANK, Buffer, TensorSpec
+from gateway.tensors import Buffer, TensorSpec
 
 PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/generate")
 STREAM_PATH = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/generate_stream")
-MAX_MEMBERS = 1024
-"""Of the body, and of its parameters."""
 _NESTED = "parameters"
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
-Members = dict[str, Any]
-"""Name → value: a simdjson.Array, or a msgspec.Raw of anything; of a large body's parameters again such members."""
+Members = dict[str, Data]
+"""Name → value: its JSON, or its Numbers where it is a long array of them."""
 
 
 class Generate(Dialect):
@@ -60,7 +59,6 @@ class Generate(Dialect):
             raise RequestError("id must be a string")
         given = {name: tensor_of(specs[name], value) for name, value in members.items() if name in specs}
         _check_parameters(members, specs)
-        _check_lists(body.data, given, specs)
         inputs = tuple([(name, _datatype(specs[name], data), shape) for name, (shape, data) in given.items()])
         form = checked_form(target, signature_name, inputs, ())
         payload: list[Buffer] = []
@@ -129,40 +127,22 @@ def _parsed(text: bytes | bytearray | memoryview) -> Members:
         text = text[3:]
     if too_deep(text):
         raise RequestError(f"the JSON is nested more than {MAX_DEPTH} deep")
-    if len(text) > LARGE_JSON:
-        return _parsed_large(text)
+    text = bytes(text) if isinstance(text, memoryview) else text
+    check_strings(text)
     try:
-        return _decode_object(text)
+        return _members(text)
     except msgspec.ValidationError as error:
         raise RequestError(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON: {error}") from None
 
 
-def _parsed_large(text: bytes | bytearray | memoryview) -> Members:
-    try:
-        document = simdjson.Parser().parse(text)
-    except (ValueError, RuntimeError, UnicodeDecodeError):
-        raise RequestError("the body is not valid JSON") from None
-    if not isinstance(document, simdjson.Object):
-        raise RequestError("Expected `object` as the whole body")
-    return _members(document, nested=(_NESTED,))
-
-
-def _members(document: simdjson.Object, nested: Sequence[str] = ()) -> Members:
-    """Its lists as they are, for they may be long; everything else as text."""
-    if len(document) > MAX_MEMBERS:  # each look-up walks the whole object
-        raise RequestError(f"the body has more than {MAX_MEMBERS} members")
-    if len(set(document)) != len(document):
-        raise RequestError("a key stands twice in the body")
-    found: Members = {}
-    for key in document:
-        value = document[key]
-        if isinstance(value, simdjson.Object):
-            found[key] = _members(value) if key in nested else msgspec.Raw(b"{}")  # which nobody takes
-        else:
-            found[key] = value if isinstance(value, simdjson.Array) else msgspec.Raw(msgspec.json.encode(value))
-    return found
+def _members(text: Buffer | msgspec.Raw) -> Members:
+    members: dict[str, msgspec.Raw] = _decode_object(text)
+    if len(memoryview(text)) <= LARGE:
+        return cast("Members", members)
+    budget = Budget()
+    return {name: data_of(value, budget) for name, value in members.items()}
 
 
 def flattened(members: Members, target: Target | None = None) -> Members:
@@ -170,22 +150,21 @@ def flattened(members: Members, target: Target | None = None) -> Members:
     if _NESTED not in members or (target and any(_NESTED in specs for specs in target.specs.values())):
         return members
     nested = members[_NESTED]
-    if not isinstance(nested, dict):
-        try:
-            nested = _decode_object(_raw(nested))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise RequestError("parameters must be an object") from None
+    try:
+        members_of_nested = _members(_raw(nested))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise RequestError("parameters must be an object") from None
     found = {name: value for name, value in members.items() if name != _NESTED}
-    for name, value in nested.items():
+    for name, value in members_of_nested.items():
         if name in found:
             raise RequestError(f"'{name[:100]}' stands in the body and in its parameters")
         found[name] = value
     return found
 
 
-def _raw(value: Any) -> bytes | msgspec.Raw:
-    """A member as JSON text; of an array or object no more than that it is one."""
-    return value if isinstance(value, msgspec.Raw) else b"{}" if isinstance(value, dict) else b"[]"
+def _raw(value: Data) -> bytes | msgspec.Raw:
+    """A member as JSON text; of numbers no more than that they are a list."""
+    return value if isinstance(value, msgspec.Raw) else b"[]"
 
 
 def _plain(members: Members, names: frozenset[str] | set[str]) -> dict[str, Any]:
@@ -196,6 +175,8 @@ def _plain(members: Members, names: frozenset[str] | set[str]) -> dict[str, Any]
 def _decoded(value: Any) -> Any:
     try:
         return msgspec.json.decode(_raw(value))
+    except msgspec.ValidationError:
+        raise RequestError("the body has a number that is too large") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise RequestError("the body is not valid JSON") from None
 
@@ -213,12 +194,11 @@ def _check_parameters(members: Members, specs: dict[str, TensorSpec]) -> None:
 
 def tensor_of(spec: TensorSpec, value: Any) -> tuple[tuple[int, ...], Data]:
     """Shape and data of an input given as a scalar, a flat list or lists nested as its shape is."""
-    if isinstance(value, simdjson.Array):
-        sizes = _sizes(value, simdjson.Array)
-        return (filled(spec, sizes[0]) if len(sizes) == 1 else sizes), value
+    if isinstance(value, Numbers):
+        return (filled(spec, value.shape[0]) if len(value.shape) == 1 else value.shape), value
     plain = _decoded(value)
     if isinstance(plain, list):
-        sizes = _sizes(plain, list)
+        sizes = shape_of(plain)
         return (filled(spec, sizes[0]) if len(sizes) == 1 else sizes), value
     if plain is None or isinstance(plain, dict):
         raise RequestError(f"input '{spec.name}' must be a string, a number, true or false, or a list of them")
@@ -231,32 +211,6 @@ def _datatype(spec: TensorSpec, data: Data) -> str:
     if spec.guessed:
         check_exact(spec, datatype, data)
     return datatype
-
-
-def _check_lists(
-    text: Buffer, given: Mapping[str, tuple[tuple[int, ...], Data]], specs: Mapping[str, TensorSpec]
-) -> None:
-    """RequestError if a list stands in place of an element, which simdjson's buffers would flatten away.
-
-    As in oip_json: only where there are more brackets than the shapes account for, the data are looked at.
-    """
-    arrays = [(specs[name], shape, data) for name, (shape, data) in given.items() if isinstance(data, simdjson.Array)]
-    accounted = sum(lists_of(data, shape) for _, shape, data in arrays)
-    text = bytes(text) if isinstance(text, memoryview) else text
-    if count_up_to(text, b"[", accounted) == accounted:
-        return
-    for spec, shape, data in arrays:
-        if spec.datatype not in ELEMENT_WISE and has_list_element(data, shape):
-            raise RequestError(f"the nested data of input '{spec.name}' do not have its shape {list(shape[:8])}")
-
-
-def _sizes(value: Any, kind: type[Any]) -> tuple[int, ...]:
-    """The lengths of nested lists, by the first of each."""
-    sizes: list[int] = []
-    while isinstance(value, kind) and len(sizes) <= MAX_RANK:
-        sizes.append(len(value))
-        value = value[0] if len(value) else None
-    return tuple(sizes)
 
 
 def filled(spec: TensorSpec, count: int) -> tuple[int, ...]:

@@ -3,16 +3,14 @@
 import re
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
-import simdjson
 
 from gateway.errors import RequestError
-from gateway.http.json_codec.numbers import FLOATS
+from gateway.http.json_codec.numbers import FLOATS, Numbers
 from gateway.http.tfserving_json import TYPE_NAMES
-from gateway.http.tfserving_numbers import Numbers
 from gateway.tensors import DTYPES, TensorSpec
 
 _EXACT_BITS = {"BF16": 8, "FP16": 11, "FP32": 24, "FP64": 53}
@@ -23,7 +21,7 @@ _LONG_INTEGERS = {
 }
 """In an array: integers of so many digits that the float may not hold them."""
 _INTEGERS, _FLOATS, _LISTS = frozenset({int}), frozenset({float}), frozenset({list})
-_UNCONVERTED = frozenset({Numbers, simdjson.Array})
+_KINDS = {"int": _INTEGERS, "uint": _INTEGERS, "float": _FLOATS, "bool": frozenset({bool})}
 
 
 def datatype_of(spec: TensorSpec, value: Any) -> str:
@@ -82,12 +80,6 @@ def _holds(datatype: str, integer: int) -> bool:
     return made == integer  # which Python compares exactly
 
 
-def _array(value: Any) -> "simdjson.Array | None":
-    """The array of a large body, if a value is one."""
-    value = value.array if isinstance(value, Numbers) else value
-    return value if isinstance(value, simdjson.Array) else None
-
-
 def _levels(value: Any) -> Iterator[tuple[list[Any], set[type]]]:
     """The values in nested lists and their types, all that lie equally deep at a time."""
     level = [msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value]
@@ -102,33 +94,16 @@ def _levels(value: Any) -> Iterator[tuple[list[Any], set[type]]]:
 
 
 def _kinds(value: Any) -> frozenset[type]:
-    """The types of all values in nested lists."""
+    """The types of all values in nested lists; of numbers that are not all integers, float."""
     found: set[type] = set()
     for level, types in _levels(value):
-        if types.isdisjoint(_UNCONVERTED):
-            found |= types
-            continue
-        for each in level:
-            array = _array(each)
-            found |= {type(each)} if array is None else _kinds_in(array)
+        found |= types
+        if Numbers in types:
+            found.discard(Numbers)
+            for each in level:
+                if type(each) is Numbers and len(each.values):
+                    found |= _KINDS[each.kind]
     return frozenset(found)
-
-
-def _kinds_in(array: "simdjson.Array") -> frozenset[type]:
-    first: Any = array
-    while isinstance(first, simdjson.Array):
-        if not len(first):
-            return frozenset()
-        first = first[0]
-    if type(first) is not int:
-        return frozenset({type(first)})
-    try:
-        array.as_buffer(of_type="i")
-    except TypeError:
-        return _INTEGERS | {float}
-    except ValueError:  # too large for INT64, as the conversion will say
-        pass
-    return _INTEGERS
 
 
 def _long_integers(value: Any, datatype: str) -> Iterator[int]:
@@ -139,16 +114,21 @@ def _long_integers(value: Any, datatype: str) -> Iterator[int]:
             integers = level if len(types) == 1 else [each for each in level if type(each) is int]
             if max(integers) > limit or min(integers) < -limit:
                 yield from integers
-        for each in () if types.isdisjoint(_UNCONVERTED) else level:
-            if (array := _array(each)) is not None and _exceeds(array, limit):
-                text = cast("bytes", array.mini)  # which its stub calls a str
-                yield from map(int, _LONG_INTEGERS[datatype].findall(text))
+        if Numbers in types:
+            for each in level:
+                if type(each) is Numbers:
+                    yield from _long_numbers(each, datatype, limit)
 
 
-def _exceeds(array: "simdjson.Array", limit: int) -> bool:
-    """Whether a number of an array may be beyond a limit, which costs less to find out than reading its text."""
-    try:
-        numbers = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
-    except (TypeError, ValueError):
-        return False  # what it holds is refused
-    return bool(numbers.size) and bool(max(numbers.max(), -numbers.min()) >= limit)
+def _long_numbers(numbers: Numbers, datatype: str, limit: int) -> Iterator[int]:
+    values: Any = numbers.values
+    if numbers.kind == "bool" or not len(values) or -limit <= values.min().item() <= values.max().item() <= limit:
+        return
+    if numbers.kind == "float":  # which of them are written as integers
+        yield from map(int, _LONG_INTEGERS[datatype].findall(numbers.text))
+        return
+    long = values[(values > limit) | (values < -limit)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = long.astype(np.float64).astype(DTYPES[datatype]).astype(np.float64)
+        changed = (made.astype(long.dtype) != long) | (made > np.iinfo(np.int64).max)  # where a cast back is undefined
+    yield from map(int, long[changed])

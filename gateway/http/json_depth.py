@@ -37,8 +37,8 @@ def too_deep(text: bytes | bytearray | memoryview, limit: int = MAX_DEPTH) -> bo
     if count_up_to(text, b"[", limit) + count_up_to(text, b"{", limit) <= limit:
         return False
     depth = 0
-    for brackets in _brackets(text):
-        marks = np.frombuffer(brackets, np.uint8)
+    for piece in outside_strings(text):
+        marks = np.frombuffer(piece.translate(None, _NOT_BRACKETS), np.uint8)
         if not len(marks):
             continue
         # Opening brackets are 0x5b and 0x7b, closing ones 0x5d and 0x7d: 4 is in these only.
@@ -49,8 +49,11 @@ def too_deep(text: bytes | bytearray | memoryview, limit: int = MAX_DEPTH) -> bo
     return False
 
 
-def _brackets(text: bytes | bytearray) -> Iterator[bytes | bytearray]:
-    """The brackets outside of strings, a piece of the text at a time; an open string ends with the text."""
+def outside_strings(text: bytes | bytearray) -> Iterator[bytes | bytearray]:
+    """What stands outside of strings, a piece of the text at a time, and a quote for each string.
+
+    An open string ends with the text.
+    """
     quotes, inside, at = text.find(b'"') >= 0, 0, 0
     while at < len(text):
         end = at + _PIECE
@@ -58,11 +61,13 @@ def _brackets(text: bytes | bytearray) -> Iterator[bytes | bytearray]:
             end += 1
         piece = text[at:end]
         at = end
-        if quotes:
+        if b'"' not in piece:
+            piece = b"" if inside else piece
+        else:
             for escaped in _ESCAPED if b"\\" in piece else ():
                 piece = piece.replace(escaped, b"  ")
             marks = np.frombuffer(piece, np.uint8)
             within = (np.cumsum(marks == ord('"'), dtype=np.uint8) + np.uint8(inside)) & 1
             inside = int(within[-1])
             piece = marks[within == 0].tobytes()
-        yield piece.translate(None, _NOT_BRACKETS)
+        yield piece

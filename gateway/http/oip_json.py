@@ -7,15 +7,17 @@ import msgspec
 import simdjson
 
 from gateway.errors import RequestError
-from gateway.http.json_codec import numbers
+from gateway.http.json_codec.budget import LARGE, Budget, check_strings
 from gateway.http.json_depth import MAX_DEPTH, count_up_to, lists_in, too_deep
-from gateway.http.tensor_json import Data, lists_of
+from gateway.http.tensor_json import Data, data_of, lists_of
 from gateway.tensors import element_count
 
-LARGE_JSON = 32 << 10
+LARGE_JSON = LARGE
 """JSON of more bytes than this goes through simdjson, which is slower to start and faster per byte."""
 VERY_LARGE_JSON = 4 << 20
 """JSON of more bytes than this is read in pieces: what simdjson keeps of it is many times as large."""
+_FEW_LISTS = 4096
+"""Data nested in more lists than this are read faster as text."""
 NO_DATA = msgspec.Raw()
 
 
@@ -60,25 +62,23 @@ def parse(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data 
     if too_deep(text):
         raise RequestError(f"the JSON is nested more than {MAX_DEPTH} deep")
     large = len(text) > LARGE_JSON
-    if large and len(text) <= VERY_LARGE_JSON and (found := _parse_regular(text)) is not None:
-        return found
+    if large:
+        text = bytes(text) if isinstance(text, memoryview) else text
+        check_strings(text)
+        regular = len(text) <= VERY_LARGE_JSON and count_up_to(text, b"[", _FEW_LISTS) <= _FEW_LISTS
+        if regular and (found := _parse_regular(text)) is not None:
+            return found
     try:
         request = _decode_request(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(_sentence(error)) from None
     if large:
-        return request, [_read(item.data) for item in request.inputs]
+        budget = Budget()
+        return request, [data_of(item.data, budget) if item.data else None for item in request.inputs]
     return request, [item.data or None for item in request.inputs]
 
 
-def _read(data: msgspec.Raw) -> Data | None:
-    """The data of one input: its numbers if that is what they are."""
-    if memoryview(data).nbytes <= LARGE_JSON:
-        return data or None
-    return numbers.read(bytes(data)) or data
-
-
-def _parse_regular(text: bytes | bytearray | memoryview) -> tuple[Request, Sequence[Data | None]] | None:
+def _parse_regular(text: bytes | bytearray) -> tuple[Request, Sequence[Data | None]] | None:
     """The same with simdjson, for a request as clients write it; None if anything is wrong or unusual."""
     try:
         document = simdjson.Parser().parse(text)
@@ -109,7 +109,7 @@ def _parse_regular(text: bytes | bytearray | memoryview) -> tuple[Request, Seque
     return (request, data) if _holds_elements(text, request, data) else None
 
 
-def _holds_elements(text: bytes | bytearray | memoryview, request: Request, data: Sequence[Data | None]) -> bool:
+def _holds_elements(text: bytes | bytearray, request: Request, data: Sequence[Data | None]) -> bool:
     """Whether no list stands in place of an element, which simdjson's buffers would flatten away.
 
     Looking at the data costs more than parsing it. A body with just as many brackets as its shapes account for has no
@@ -118,7 +118,6 @@ def _holds_elements(text: bytes | bytearray | memoryview, request: Request, data
     arrays = [(item, each) for item, each in zip(request.inputs, data, strict=True) if isinstance(each, simdjson.Array)]
     accounted = 1 + len(request.inputs) + (request.outputs is not None)
     accounted += sum(lists_of(each, item.shape) for item, each in arrays)
-    text = bytes(text) if isinstance(text, memoryview) else text
     return count_up_to(text, b"[", accounted) == accounted or lists_in(text) == accounted
 
 
@@ -131,8 +130,8 @@ def _without_data(item: Any, data: list[Data | None]) -> dict[str, Any] | None:
         return None
     if "data" in keys:
         found = item["data"]
-        if not isinstance(found, simdjson.Array) or (len(found) and isinstance(found[0], simdjson.Array)):
-            return None  # nested data are checked faster as text
+        if not isinstance(found, simdjson.Array):
+            return None
         data.append(found)
     else:
         data.append(None)

@@ -12,6 +12,8 @@ import orjson
 import simdjson
 
 from gateway.errors import RequestError
+from gateway.http.json_codec import numbers
+from gateway.http.json_codec.budget import LARGE, Budget, check
 from gateway.http.json_codec.numbers import FLOATS, Numbers, fits_shape, tensor_of
 from gateway.tensors import DTYPES, Array, Buffer, pack_bytes, unpack_bytes
 
@@ -42,7 +44,7 @@ _decode_any = msgspec.json.Decoder(list[Any]).decode
 def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, data: Data) -> Buffer:
     """Raw bytes of input `name` from its JSON data, flat or nested as its shape of `count` elements says.
 
-    simdjson's must have no list in place of an element (`has_list_element`): it would be flattened away. They have
+    simdjson's must have as many lists as `lists_of` says: one in place of an element would be flattened away. They have
     fewer than 2**24 elements: the length that simdjson tells is no larger.
     Raises RequestError for a wrong number of elements, a wrong nesting, an element of another type or out of range.
     """
@@ -54,20 +56,43 @@ def raw_from_json(name: str, datatype: str, shape: Sequence[int], count: int, da
     else:
         raw = None if datatype in ELEMENT_WISE else _raw_from_array(datatype, shape, data, count)
         text = cast("bytes", data.mini) if raw is None else b""  # which its stub calls a str
+    if raw is not None:
+        return raw
     # What is not as it should be is looked at one by one: so every size of body gets the same answer.
-    return _raw_from_text(name, datatype, shape, msgspec.Raw(text), count) if raw is None else raw
+    check(text, f"the data of input '{name}' are too many to look at each, and not just numbers that {datatype} holds")
+    return _raw_from_text(name, datatype, shape, msgspec.Raw(text), count)
 
 
-def _raw_from_numbers(name: str, datatype: str, shape: Sequence[int], numbers: Numbers, count: int) -> Buffer | None:
-    values = numbers.values
-    if not fits_shape(numbers, shape):
+def data_of(text: msgspec.Raw, budget: Budget) -> Data:
+    """The data of one input of a large body: its numbers if that is what they are, and many; else as they are.
+
+    RequestError if that is too much to look at each value.
+    """
+    whole = bytes(text)
+    if len(whole) > LARGE and (found := numbers.read(whole)) is not None:
+        return found
+    budget.take(whole)
+    return text
+
+
+def _raw_from_numbers(name: str, datatype: str, shape: Sequence[int], found: Numbers, count: int) -> Buffer | None:
+    """None where each number has to be looked at, to tell which of them does not fit."""
+    values = found.values
+    if not fits_shape(found, shape):
+        if len(found.shape) > 1:
+            if found.shape[: len(shape)] != tuple(shape):
+                raise _badly_nested(name, shape)
+            return None
         kinds = "" if datatype in ELEMENT_WISE else "iuf" if datatype in FLOATS else "iu"
-        if len(numbers.shape) == 1 and values.dtype.kind in kinds:
+        if values.dtype.kind in kinds:
             _check_count(name, shape, len(values), count)
         return None
     if datatype == "BOOL" and values.dtype.kind == "i" and not ((values != 0) & (values != 1)).any():
         return values.astype(bool).view(np.uint8).data
-    return tensor_of(datatype, numbers, infinite=False)
+    raw = tensor_of(datatype, found, infinite=False)
+    if raw is None and datatype not in ELEMENT_WISE and values.dtype.kind in ("iuf" if datatype in FLOATS else "iu"):
+        raise _out_of_range(name, datatype)
+    return raw
 
 
 def _raw_from_text(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw, count: int) -> Buffer:
@@ -139,6 +164,10 @@ def _badly_nested(name: str, shape: Sequence[int]) -> RequestError:
     return RequestError(f"the nested data of input '{name}' do not have its shape {list(shape)}")
 
 
+def _out_of_range(name: str, datatype: str) -> RequestError:
+    return RequestError(f"input '{name}' has a value out of the range of {datatype}")
+
+
 def _check_count(name: str, shape: Sequence[int], have: int, want: int) -> None:
     if have != want:
         raise RequestError(f"input '{name}' has {have} elements of data, its shape {list(shape)} needs {want}")
@@ -156,11 +185,11 @@ def _pack(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any],
         if datatype == "BF16":
             narrow = _narrow(datatype, np.array(values, np.float64))
             if narrow is None:
-                raise RequestError(f"input '{name}' has a value out of the range of {datatype}")
+                raise _out_of_range(name, datatype)
             return narrow.view(np.uint8).data
         return packer(datatype, count).pack(*values)
     except (struct.error, OverflowError):
-        raise RequestError(f"input '{name}' has a value out of the range of {datatype}") from None
+        raise _out_of_range(name, datatype) from None
 
 
 def _raw_from_array(datatype: str, shape: Sequence[int], data: simdjson.Array, count: int) -> Buffer | None:
@@ -201,12 +230,6 @@ def lists_of(data: simdjson.Array, shape: Sequence[int]) -> int:
             level *= size
             total += level
     return total
-
-
-def has_list_element(data: simdjson.Array, shape: Sequence[int]) -> bool:
-    """Whether numbers have more or fewer lists among them than their shape, or flatness, makes."""
-    text = cast("bytes", data.mini)  # which its stub calls a str
-    return text.count(b"[") != lists_of(data, shape)
 
 
 def _first(data: simdjson.Array) -> Any:

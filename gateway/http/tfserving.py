@@ -18,8 +18,7 @@ from gateway.http.json_images import as_base64, image_rows, takes_images
 from gateway.http.responses import status_of
 from gateway.http.tfserving_examples import example, features
 from gateway.http.tfserving_inputs import Tensor, from_inputs, from_instances
-from gateway.http.tfserving_json import parse
-from gateway.http.tfserving_numbers import Numbers
+from gateway.http.tfserving_json import listed, parse
 from gateway.http.tfserving_outputs import array_of, pieces, text_of
 from gateway.http.waiting import Wish
 from gateway.ipc.channel import Channel
@@ -206,7 +205,8 @@ class Judge(TensorFlowServing):
         examples = document.get("examples")
         if examples is None:
             raise RequestError("JSON Value: When method is classify, key 'examples' is expected and was not found")
-        if isinstance(examples, Numbers) or not isinstance(examples, list):
+        examples = listed(examples)
+        if not isinstance(examples, list):
             raise RequestError("JSON Value: Expecting 'examples' value to be an list/array")
         if not examples:
             raise RequestError("JSON Value: 'examples' value is an empty array")

@@ -7,9 +7,9 @@ import math
 from typing import Any, NamedTuple
 
 from gateway.errors import RequestError
+from gateway.http.json_codec.numbers import Numbers, stacked
 from gateway.http.json_datatypes import check_exact, datatype_of, datatype_of_unknown
-from gateway.http.tfserving_json import is_base64, listed, shape_of, shown, tensor_of
-from gateway.http.tfserving_numbers import Numbers, stacked
+from gateway.http.tfserving_json import all_listed, is_base64, listed, shape_of, shown, tensor_of
 from gateway.tensors import Buffer, Signature, TensorSpec
 
 SEARCHED_ROWS = 4096
@@ -67,6 +67,7 @@ def _named(spec: TensorSpec, column: list[Any], *, rounded: bool) -> Tensor:
     """The column of a named input: a tensor with its rows, or the one value that all rows have of a plain argument."""
     if not spec.plain:
         return _column(spec, column, spec.name, rounded=rounded)
+    column = all_listed(column)
     if any(each != column[0] for each in column):
         raise RequestError(f"input '{spec.name}' is one value for all rows, which have different ones")
     return _whole(spec, column[0], rounded=rounded)
@@ -102,15 +103,14 @@ def _column(spec: TensorSpec, values: "list[Any] | Numbers", key: str = "", *, r
     datatype = datatype_of(spec, values)
     if not rounded:
         check_exact(spec, datatype, values)
-    if isinstance(values, list) and isinstance(values[0], Numbers):
+    if isinstance(values, list) and Numbers in set(map(type, values)):
         if (found := stacked(datatype, values)) is not None:
             return Tensor(spec.name, datatype, *found)
-        values = [listed(each) if isinstance(each, Numbers) else each for each in values]
+        values = all_listed(values)
     try:
         shape, raw = tensor_of(datatype, values)
     except RequestError as error:
-        rows = listed(values) if isinstance(values, Numbers) else values
-        raise _what_is_wrong(datatype, rows, key) or error from None
+        raise _what_is_wrong(datatype, listed(values), key) or error from None
     return Tensor(spec.name, datatype, shape, raw)
 
 

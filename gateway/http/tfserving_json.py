@@ -8,24 +8,20 @@ import binascii
 import json
 import re
 import struct
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
 import numpy as np
 
 from gateway.errors import RequestError
-from gateway.http.json_codec.numbers import FLOATS
+from gateway.http.json_codec import document, numbers
+from gateway.http.json_codec.budget import LARGE, check_strings
+from gateway.http.json_codec.numbers import FLOATS, Numbers, Shape
 from gateway.http.json_depth import MAX_DEPTH, too_deep
 from gateway.http.tensor_json import packer
-from gateway.http.tfserving_numbers import Numbers, Shape, large_tensor, parse_large
 from gateway.tensors import DTYPES, Buffer, element_count, pack_bytes
 
-LARGE = 32 << 10
-"""Bodies of more bytes are read with simdjson, where they are arrays of numbers."""
-MOST_VALUES = 1 << 20
-"""Values of a body that must be looked at one by one."""
-MOST_PIECES = 1 << 18
-"""Lists, strings and twice the objects of a large body that must be looked at one by one: a quarter of a second."""
 MOST_TOKEN_BYTES = 4 << 20
 """Bodies with NaN or Infinity are read by a slow parser."""
 
@@ -42,7 +38,7 @@ _STRING_OR_INF = re.compile(rb'("(?:[^"\\]+|\\.)*+(?:"|\\?\Z))|\bInf\b', re.DOTA
 """It takes an open string to the end of the text, and never goes back: time is linear in the length of the text."""
 _TOKENS = re.compile(rb"\b(?:NaN|Inf(?:inity)?)\b")
 _AT_BYTE = re.compile(r"\(byte (\d+)\)|byte (\d+)")
-_DIFFERS = "the lists differ in length, or a value is not a number of the type that the model takes"
+_DIFFERS = "a value is not of the type that the model takes, and there are too many to tell which"
 _decode = msgspec.json.Decoder().decode
 
 
@@ -51,54 +47,33 @@ def parse(text: bytes | bytearray | memoryview) -> dict[str, Any]:
 
     RequestError for what is no JSON object.
     """
-    text = bytes(text)
-    if not text.strip():
+    text = bytes(text) if isinstance(text, memoryview) else text
+    if not text or text.isspace():
         raise RequestError("JSON Parse error: The document is empty")
+    found = decoded(text)
+    if not isinstance(found, dict):
+        raise RequestError(f"JSON Value: {shown(found)} Is not object")
+    return found
+
+
+def decoded(text: bytes | bytearray) -> Any:
+    """Any JSON, read as above."""
     check_strings(text)
     if too_deep(text):
         raise RequestError(f"JSON Parse error: nested more than {MAX_DEPTH} deep")
-    document = parse_large(text) if len(text) > LARGE else None
-    if document is None:
-        document = _parse_small(text)
-    if not isinstance(document, dict):
-        raise RequestError(f"JSON Value: {shown(document)} Is not object")
-    return document
-
-
-def _parse_small(text: bytes) -> Any:
-    check_pieces(text)
     try:
-        return _decode(text)
+        return document.read(text) if len(text) > LARGE else _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if _TOKENS.search(text):
             return _parse_tokens(text)
+        if isinstance(error, msgspec.ValidationError):  # without a type to check, it can be nothing else
+            raise RequestError("JSON Parse error: Number too big to be stored in double.") from None
         found = _AT_BYTE.search(str(error))
         at = f" at offset: {found[1] or found[2]}" if found else ""
         raise RequestError(f"JSON Parse error: Invalid value.{at}") from None
 
 
-def check_strings(text: bytes, lists: int = 0) -> None:
-    """RequestError if a text has so many strings, objects and lists that looking at each of them takes long."""
-    if len(text) > LARGE and lists + 2 * text.count(b"{") + text.count(b'"') // 2 > MOST_PIECES:
-        raise RequestError(
-            "the body holds too many lists, objects, keys and strings to look at each of them; "
-            "send fewer at a time, or numbers as one array of columnar 'inputs'"
-        )
-
-
-def check_pieces(text: bytes) -> None:
-    """RequestError if it would take long to look at all values of a text, not just at arrays of numbers."""
-    if len(text) <= LARGE:
-        return
-    if text.count(b",") > MOST_VALUES:
-        raise RequestError(
-            f"the body holds more than {MOST_VALUES} values that are not all numbers of one array; "
-            "send fewer at a time, or numbers as columnar 'inputs'"
-        )
-    check_strings(text, text.count(b"["))
-
-
-def _parse_tokens(text: bytes) -> Any:
+def _parse_tokens(text: bytes | bytearray) -> Any:
     """JSON with the tokens NaN, Infinity and -Infinity, also written Inf, which only TensorFlow Serving takes."""
     if len(text) > MOST_TOKEN_BYTES:
         raise RequestError(f"a body with NaN or Infinity is limited to {MOST_TOKEN_BYTES} bytes")
@@ -113,10 +88,8 @@ def _parse_tokens(text: bytes) -> Any:
 
 def shown(value: Any) -> str:
     """A value for an error message, cut short."""
-    if isinstance(value, Numbers):
-        return "[...]"
     try:
-        text = json.dumps(value)
+        text = json.dumps(value, default=document.beginning)
     except (TypeError, ValueError, RecursionError):
         text = "..."
     return text if len(text) <= 100 else f"{text[:100]}..."
@@ -144,9 +117,10 @@ def bytes_of(value: Any) -> bytes:
 def tensor_of(datatype: str, value: Any) -> tuple[Shape, Buffer]:
     """Shape and raw bytes of a dense tensor; RequestError where its lists differ in length or a value does not fit."""
     if isinstance(value, Numbers):
-        found = large_tensor(datatype, value)
-        if found is not None:
-            return found
+        raw = numbers.tensor_of(datatype, value, infinite=True)
+        if raw is not None:
+            element_count(value.shape)
+            return value.shape, raw
         value = listed(value)
     shape, level = shape_of(value), [value]
     for axis, size in enumerate(shape):
@@ -155,12 +129,14 @@ def tensor_of(datatype: str, value: Any) -> tuple[Shape, Buffer]:
     return shape, _raw(datatype, level, len(shape))
 
 
-def listed(numbers: Numbers) -> list[Any]:
-    """All of an array as Python has it, to look at its values one by one; RequestError if they are too many."""
-    text = numbers.text
-    if text.count(b",") > MOST_VALUES or text.count(b"[") > MOST_PIECES:
-        raise RequestError(_DIFFERS)
-    return numbers.array.as_list()
+def listed(value: Any) -> Any:
+    """The value, or Numbers as Python has them, to look at one by one; RequestError if they are too many."""
+    return document.listed([value], _DIFFERS)[0] if isinstance(value, Numbers) else value
+
+
+def all_listed(values: Sequence[Any]) -> list[Any]:
+    """The same of several values, which together must not be too many."""
+    return document.listed(values, _DIFFERS)
 
 
 def shape_of(value: Any) -> Shape:

@@ -8,16 +8,13 @@ import enum
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from gateway.errors import RequestError
 from gateway.http import form_fields
 from gateway.http.dialect import Body
-from gateway.http.json_depth import MAX_DEPTH, too_deep
 from gateway.http.json_images import as_base64, image_rows
 from gateway.http.oip import raw_shape
 from gateway.http.tfserving_inputs import Tensor, from_inputs, from_instances
-from gateway.http.tfserving_json import check_pieces, check_strings, is_base64, parse
+from gateway.http.tfserving_json import decoded, is_base64
 from gateway.tensors import ITEMSIZES, Buffer, Signature, TensorSpec, check_raw, pack_bytes
 
 VALUE = ("data", "body")
@@ -30,7 +27,6 @@ _SNIFFED = 256
 """Bytes of a body that are looked at for what it is."""
 _NO_TEXT = bytes({*range(32), 127} - set(b"\t\n\r"))
 """Control characters, which no form and no JSON has."""
-_decode = msgspec.json.Decoder().decode
 
 
 class _Form(enum.Enum):
@@ -132,20 +128,7 @@ def _only_input(signature: Signature) -> TensorSpec | None:
 
 def document_of(data: Buffer) -> Any:
     """The JSON of a body, arrays of many numbers unconverted; RequestError if it is none."""
-    text = bytes(data)
-    if text.lstrip()[:1] == b"{":
-        return parse(text)
-    if b'"' not in text:  # without a quote no key can follow it, and nothing but one value
-        found = parse(b'{"data":' + text + b"}")
-        return found["data"]
-    check_strings(text)
-    if too_deep(text):
-        raise RequestError(f"JSON Parse error: nested more than {MAX_DEPTH} deep")
-    check_pieces(text)
-    try:
-        return _decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise RequestError("JSON Parse error: Invalid value.") from None
+    return decoded(bytes(data) if isinstance(data, memoryview) else data)
 
 
 def from_json(document: Any, signature: Signature) -> Inputs:
