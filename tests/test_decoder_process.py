@@ -155,8 +155,10 @@ def test_a_hung_decoder_is_replaced_when_the_time_of_its_request_is_over(own: An
 def test_a_decoder_is_free_again_when_its_client_is_gone(own: Any) -> None:
     pid = stopped_decoder(own)
     large = json.dumps(oip()).encode().ljust(FROM + 1)
-    with own.connect() as connection:
+    with own.connect() as connection, own.connect() as other:
         connection.send(own.inference("mlp", large))
+        for _ in range(40):  # turns of the worker's loop, so that the body is read and handed over
+            assert other.ask(own.good()).status == 200
     assert own.infer("mlp", large).status == 200
     assert pid not in own.pids(TITLE)
 
