@@ -236,7 +236,9 @@ def _what_is_there_instead(version: Path) -> str:
     names = ", ".join(shown(child.name)[1:-1] for child in children[:5]) or "nothing"
     said = f"expected model.pt, saved_model.pb or model.savedmodel/, found {names}"
     # A link is not opened: it may lead out of the store.
-    weights = [each for each in children if each.suffix in pickles.SUFFIXES and each.is_file() and not each.is_symlink()]
+    weights = [
+        each for each in children if each.suffix in pickles.SUFFIXES and each.is_file() and not each.is_symlink()
+    ]
     if not weights:
         return said
     what = "a Python pickle, which would run code when opened" if pickles.is_pickled(weights[0]) else "no model"
