@@ -74,15 +74,16 @@ def _calls(target: Target, version: str | None, example: Example | None) -> list
         return examples.infer(example, binary=binary)
 
     named_inputs = {spec.name for spec in signature.inputs}
-    # A generate request has no names but those of the signature, thus none for the tensors of a list.
+    # Generate and TorchServe requests have no place for names beyond the signature's, as the tensors of a list have.
     listed = all(each.spec.name in named_inputs for each in example or [])
     generate = body(examples.generate) if listed else None
+    prediction = body(examples.prediction, carries_bytes=True) if listed else None
     return [
         (f"{base}/infer", "Infer (Open Inference Protocol)", body(infer, carries_bytes=True)),
         (f"{base}/generate", "Generate (Triton)", generate),
         (f"{base}/generate_stream", "Generate, as a server-sent event (Triton)", generate),
         (f"/v1/models/{name}{number}:predict", "Predict (TensorFlow Serving)", body(predict)),
-        (f"/predictions/{name}{torchserve}", "Predict (TorchServe)", body(examples.prediction, carries_bytes=True)),
+        (f"/predictions/{name}{torchserve}", "Predict (TorchServe)", prediction),
     ]
 
 
