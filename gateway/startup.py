@@ -1,7 +1,6 @@
 """What `gateway serve` shows at its start: the models and a first request to paste."""
 
 import json
-import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,12 @@ from urllib.parse import quote
 from rich.console import Console
 from rich.table import Table
 
-from gateway import __version__, samples
+from gateway import __version__
+from gateway.http import examples
 from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
 from gateway.sizes import format_size
-from gateway.tensors import Signature, TensorSpec
 
 _MAX_ELEMENTS = 100
 _NOTHING = (
@@ -98,7 +97,7 @@ def report(urls: Mapping[str, str], versions: Sequence[Version], account: Accoun
 
 
 def first_request(versions: Sequence[Version], url: str) -> str | None:
-    """A curl line for the ready model whose smallest request is the shortest; None if there is none."""
+    """A curl line with a request that a ready model has answered, the shortest; None if there is none."""
     lines, with_file = [], []
     for version in versions:
         if version.ready is None or version.state is not State.READY:
@@ -108,28 +107,10 @@ def first_request(versions: Sequence[Version], url: str) -> str | None:
             headers = "-H 'Inference-Header-Content-Length: 0' --data-binary @image.jpg"
             with_file.append(f"{call} {headers}")
             continue
-        body = example_body(version.ready.signatures[version.ready.default_signature])
-        if body is not None:
-            lines.append(f"{call} -d {shlex.quote(json.dumps(body))}")
+        example = examples.example_of(version.ready)
+        if example is None or sum(len(each.values) for each in example) > _MAX_ELEMENTS:
+            continue
+        binary = version.ready.example_in_binary
+        body = examples.infer(example, binary=binary)
+        lines.append(f"{call}{' -o answer.bin' if binary else ''} -d {shlex.quote(json.dumps(body))}")
     return min(lines or with_file, key=len, default=None)
-
-
-def example_body(signature: Signature) -> dict[str, object] | None:
-    """A request of one row of ones; None if it would be long or an input's rank is unknown."""
-    if any(spec.shape is None for spec in signature.inputs if not spec.optional):
-        return None
-    inputs = [_example_input(spec) for spec in signature.inputs if not spec.optional]
-    if sum(len(data) for item in inputs if isinstance(data := item["data"], list)) > _MAX_ELEMENTS:
-        return None
-    return {"inputs": inputs}
-
-
-def _example_input(spec: TensorSpec) -> dict[str, object]:
-    shape = list(samples.smallest(spec))
-    count = min(math.prod(shape), _MAX_ELEMENTS + 1)
-    return {
-        "name": spec.name,
-        "shape": shape,
-        "datatype": spec.datatype,
-        "data": [samples.plausible(spec.datatype)] * count,
-    }

@@ -42,6 +42,22 @@ def test_the_examples_work_as_they_are_printed(gateway: Any, helpers: Any, tmp_p
         assert found["metadata"]["outputs"][0]["name"] in str(answer)
 
 
+def test_an_answer_that_is_no_text_is_written_to_a_file(gateway: Any, tmp_path: Path) -> None:
+    line = shown(gateway, "pictures")["examples"]["curl"]
+    command = f"cd {tmp_path}; {line} -s -w '%{{http_code}}'"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "200"
+    assert b"PNG" in (tmp_path / "answer.bin").read_bytes()
+
+
+def test_a_version_that_never_worked_is_shown_with_the_reason_and_no_example(gateway: Any) -> None:
+    found = shown(gateway, "on_another_device")
+    assert (found["state"], found["examples"]) == ("READY", {})
+    assert "CUDA" in found["reason"]
+    assert found["reason"] in gateway.command("show", "on_another_device").stdout
+    assert "CUDA" in gateway.command("ls").stdout
+
+
 def test_all_there_is_to_know_of_a_model_is_shown(gateway: Any) -> None:
     assert gateway.command("infer", "digits_torch", "--random").returncode == 0
     found = shown(gateway, "digits_torch")

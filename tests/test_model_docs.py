@@ -9,7 +9,7 @@ import schemathesis
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 from gateway.http import examples
-from gateway.http.examples import Given, example_of
+from gateway.http.examples import Example, Given, example_of
 from gateway.http.model_docs import document
 from gateway.ipc.batching import Batching
 from gateway.ipc.messages import ExampleInput, Ready, VersionRoute
@@ -43,9 +43,16 @@ def target_of(
 X = TensorSpec("x", "FP32", (-1, 2))
 
 
+def shown(target: Target) -> Example | None:
+    """The example on the page of a model."""
+    assert target.route.ready is not None
+    return example_of(target.route.ready)
+
+
 def test_every_example_of_every_model_is_answered_when_it_is_sent_as_it_is(gateway: Any) -> None:
     ready = [name for name, state in gateway.versions().items() if state == "READY"]
     assert {"digits_torch", "digits_tensorflow", "text_tensorflow", "collatz_torch", "mlp"} <= set(ready)
+    answered: set[tuple[str, str]] = set()
     for model in ready:
         served = gateway.http.get(f"/v2/models/{model}/openapi.json").json()
         schema = schemathesis.openapi.from_dict(served)
@@ -53,10 +60,11 @@ def test_every_example_of_every_model_is_answered_when_it_is_sent_as_it_is(gatew
         assert all(any(path.endswith(call) for path in posts) for call in CALLS)
         for path in posts:
             operation = served["paths"][path]["post"]
-            if model in {"images_torch", "images_scored", "images_tensorflow"}:  # a picture is no JSON
+            example = operation["requestBody"]["content"]["application/json"].get("example")
+            if example is None:
                 assert "No example" in operation["description"]
                 continue
-            example = operation["requestBody"]["content"]["application/json"]["example"]
+            answered.update((model, call) for call in CALLS if path.endswith(call))
             case = schema[path]["POST"].Case(body=example, media_type="application/json")
             answer = case.call(base_url=gateway.url)
             assert answer.status_code == 200, (path, example, answer.text[:200])
@@ -65,6 +73,11 @@ def test_every_example_of_every_model_is_answered_when_it_is_sent_as_it_is(gatew
         for path, operations in served["paths"].items():
             if "get" in operations:
                 assert gateway.http.get(path).status_code == 200, path
+    assert {
+        (model, call) for model in ("digits_torch", "digits_tensorflow", "text_tensorflow", "mlp") for call in CALLS
+    } <= answered
+    assert [call for model, call in answered if model == "pictures"] == ["infer"], "only binary data carries its answer"
+    assert not [call for model, call in answered if model == "on_another_device"]
 
 
 @pytest.mark.parametrize("place", ["mlp", "mlp/versions/3"])
@@ -101,14 +114,14 @@ def test_only_calls_that_are_served_are_described() -> None:
 
 def test_the_example_is_the_one_that_was_tested() -> None:
     tested = ExampleInput("x", "FP16", (1, 2), b"\x00\x3c\x66\x2e")
-    (given,) = example_of(target_of(X, example=[tested])) or []
+    (given,) = shown(target_of(X, example=[tested])) or []
     assert (given.shape, given.values) == ((1, 2), [1.0, 0.1])
     words = ExampleInput("w", "BYTES", (1,), b"\x02\0\0\0hi")
-    (given,) = example_of(target_of(TensorSpec("w", "BYTES", (-1,)), example=[words])) or []
+    (given,) = shown(target_of(TensorSpec("w", "BYTES", (-1,)), example=[words])) or []
     assert given.values == ["hi"]
     large = ExampleInput("x", "FP32", (1, 1000))
-    (given,) = example_of(target_of(X, example=[large])) or []
-    assert given.values == [0.5] * 1000
+    (given,) = shown(target_of(X, example=[large])) or []
+    assert given.values == [0.0] * 1000
 
 
 @pytest.mark.parametrize(
@@ -123,22 +136,23 @@ def test_the_example_is_the_one_that_was_tested() -> None:
 )
 def test_an_example_that_cannot_be_shown_is_none(claimed: ExampleInput) -> None:
     target = target_of(X, example=[claimed])
-    assert example_of(target) is None
+    assert shown(target) is None
     operation = document(target, None)["paths"]["/v2/models/m/infer"]["post"]
     assert "example" not in operation["requestBody"]["content"]["application/json"]
     assert "No example" in operation["description"]
 
 
-def test_where_nobody_has_tried_the_signature_makes_the_example() -> None:
-    flag = TensorSpec("flag", "BOOL", ())
-    left_out = TensorSpec("z", "FP32", (-1,), optional=True)
-    found = example_of(target_of(X, flag, left_out)) or []
-    assert [(each.spec.name, each.shape, each.values) for each in found] == [
-        ("x", (1, 2), [0.5, 0.5]),
-        ("flag", (), [True]),
-    ]
-    assert example_of(target_of(TensorSpec("x", "FP32", (-1, 3, 224, 224)))) is None
-    assert example_of(target_of(X, config=ModelConfig())) is None  # it was tried at load, and none found
+def test_what_nobody_has_tried_has_no_example() -> None:
+    assert shown(target_of(X, config=ModelConfig(stateful=True))) is None
+    assert shown(target_of(X, config=ModelConfig(warmup=Warmup(0)))) is None
+
+
+def test_a_large_request_that_was_answered_is_told_by_its_zeros() -> None:
+    image = TensorSpec("x", "FP32", (-1, 3, 224, 224))
+    target = target_of(image, example=[ExampleInput("x", "FP32", (1, 3, 224, 224))])
+    operation = document(target, None)["paths"]["/v2/models/m/infer"]["post"]
+    assert operation["x-zero-bytes"] == 3 * 224 * 224 * 4
+    assert "example" not in operation["requestBody"]["content"]["application/json"]
 
 
 def test_the_page_says_what_is_a_guess() -> None:
@@ -155,17 +169,22 @@ def given(name: str, shape: tuple[int, ...], *values: Any) -> Given:
 
 def test_each_dialect_has_its_own_words_for_an_example() -> None:
     matrix, column, scalar = given("a", (1, 2), 1, 2), given("b", (1,), 3), given("c", (), 4)
-    assert examples.infer([scalar]) == {"inputs": [{"name": "c", "shape": (), "datatype": "FP32", "data": [4]}]}
+    assert examples.infer([scalar], binary=False) == {
+        "inputs": [{"name": "c", "shape": (), "datatype": "FP32", "data": [4]}]
+    }
     assert examples.generate([matrix, column, scalar]) == {"a": [1, 2], "b": 3, "c": 4}
     free = Signature("usual", (), (TensorSpec("y", "FP32", (-1, 3)),))
     odd = Given(TensorSpec("d", "FP32", (-1, -1)), (2, 1), [1, 2])
     assert examples.generate([odd]) == {"d": [[1], [2]]}
-    assert examples.predict([matrix], free, named=False) == {"instances": [[1, 2]]}
-    assert examples.predict([matrix, column], free, named=False) == {"instances": [{"a": [1, 2], "b": 3}]}
-    assert examples.predict([matrix, scalar], free, named=False) == {"inputs": {"a": [[1, 2]], "c": 4}}
-    assert examples.predict([scalar], free, named=False) == {"inputs": 4}
+    assert examples.predict([matrix], free, named=False, in_rows=True) == {"instances": [[1, 2]]}
+    assert examples.predict([matrix, column], free, named=False, in_rows=True) == {"instances": [{"a": [1, 2], "b": 3}]}
+    assert examples.predict([matrix, scalar], free, named=False, in_rows=False) == {"inputs": {"a": [[1, 2]], "c": 4}}
+    assert examples.predict([scalar], free, named=False, in_rows=False) == {"inputs": 4}
     fixed = Signature("other", (), (TensorSpec("y", "FP32", (3,)),))
-    assert examples.predict([matrix], fixed, named=True) == {"signature_name": "other", "inputs": [[1, 2]]}
+    assert examples.predict([matrix], fixed, named=True, in_rows=False) == {
+        "signature_name": "other",
+        "inputs": [[1, 2]],
+    }
     assert examples.prediction([matrix]) == [1, 2]
     assert examples.prediction([matrix, column]) == {"a": [1, 2], "b": 3}
     assert examples.prediction([matrix, scalar]) == {"a": [[1, 2]], "c": 4}

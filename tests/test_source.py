@@ -1,6 +1,8 @@
 import os
+import pickle
 import shutil
 import socket
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,11 +130,22 @@ def test_a_bad_model_yaml_is_the_problem_of_its_own_model_only(tmp_path: Path, t
     assert artifacts["good/1"].problem == ""
 
 
+def test_weights_without_a_model_are_called_what_they_are(tmp_path: Path) -> None:
+    touch(tmp_path, "weights/1/model.safetensors", "pickled/1/model.pkl", "saved/1/pytorch_model.bin")
+    (tmp_path / "pickled" / "1" / "model.pkl").write_bytes(pickle.dumps({"a": [1, 2]}))
+    with zipfile.ZipFile(tmp_path / "saved" / "1" / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+    artifacts = found(tmp_path)
+    assert "model.safetensors is no model: it holds weights" in artifacts["weights/1"].problem
+    assert "model.pkl is a Python pickle" in artifacts["pickled/1"].problem
+    assert "pytorch_model.bin is a Python pickle" in artifacts["saved/1"].problem
+
+
 def test_a_missing_artifact_is_said_with_what_is_there_instead(tmp_path: Path) -> None:
-    touch(tmp_path, "m/1/weights.bin", "m/1/model.onnx")
+    touch(tmp_path, "m/1/readme.txt", "m/1/model.onnx")
     (tmp_path / "empty" / "1").mkdir(parents=True)
     artifacts = found(tmp_path)
-    assert artifacts["m/1"].problem.endswith("found model.onnx, weights.bin")
+    assert artifacts["m/1"].problem.endswith("found model.onnx, readme.txt")
     assert artifacts["empty/1"].problem.endswith("found nothing")
     assert artifacts["m/1"].framework == ""
 

@@ -7,24 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 
 from gateway.ipc.batching import Batching
-from gateway.ipc.messages import Ready
+from gateway.ipc.messages import ExampleInput, Ready
 from gateway.lifecycle.residency import Account
 from gateway.lifecycle.state import State
 from gateway.lifecycle.version import Version
-from gateway.startup import example_body, first_request, show_models
+from gateway.startup import first_request, show_models
 from gateway.store.manifest import ModelConfig, parse
 from gateway.store.source import Artifact
-from gateway.tensors import Signature, TensorSpec
+from gateway.tensors import DTYPES, Signature, TensorSpec, raw_from_array
 
 URL = "http://127.0.0.1:8000"
 
 
 def signature(*inputs: TensorSpec) -> Signature:
     return Signature("forward", inputs, ())
+
+
+def answered(spec: TensorSpec) -> ExampleInput:
+    """A request of one row of halves that a model has answered."""
+    shape = tuple(abs(size) for size in spec.shape or ())
+    array = np.full(shape, b"hello" if spec.datatype == "BYTES" else 0.5, DTYPES[spec.datatype])
+    return ExampleInput(spec.name, spec.datatype, shape, bytes(raw_from_array(array)[1]) if array.size < 4096 else b"")
 
 
 def version_of(model: str, *inputs: TensorSpec, state: State = State.READY, reason: str = "") -> Version:
@@ -39,6 +48,7 @@ def version_of(model: str, *inputs: TensorSpec, state: State = State.READY, reas
             batching=Batching(8, "on"),
             notes=[],
             load_seconds=0.25,
+            example=[answered(spec) for spec in inputs if spec.shape is not None],
         )
     return version
 
@@ -74,32 +84,21 @@ def test_only_a_ready_model_is_shown() -> None:
     assert first_request([], URL) is None
 
 
-@pytest.mark.parametrize(
-    ("spec", "shape", "data"),
-    [
-        (TensorSpec("x", "INT64", (-1,)), [1], [1]),
-        (TensorSpec("x", "BOOL", ()), [], [True]),
-        (TensorSpec("x", "BYTES", (-1, 2)), [1, 2], ["hello", "hello"]),
-        (TensorSpec("x", "BF16", (1, 1)), [1, 1], [0.5]),
-        (TensorSpec("x", "FP32", (-1, 0)), [1, 0], []),
-    ],
-)
-def test_an_example_fits_its_input(spec: TensorSpec, shape: list[int], data: list[Any]) -> None:
-    assert example_body(signature(spec)) == {
-        "inputs": [{"name": "x", "shape": shape, "datatype": spec.datatype, "data": data}]
-    }
+def test_what_no_model_has_answered_is_not_shown() -> None:
+    unanswered = version_of("m", TensorSpec("x", "FP32", None))
+    assert first_request([unanswered], URL) is None
+    assert first_request([version_of("huge", HUGE)], URL) is None
 
 
-def test_there_is_no_example_where_it_would_be_long_or_guessed() -> None:
-    assert example_body(signature(HUGE)) is None
-    assert example_body(signature(LARGE, TensorSpec("z", "FP32", (-1, 51)))) is None
-    assert example_body(signature(TensorSpec("x", "FP32", None))) is None
-    assert example_body(signature(TensorSpec("x", "FP32", (1 << 40, 1 << 40)))) is None
-
-
-def test_optional_inputs_are_left_out() -> None:
-    optional = TensorSpec("o", "FP32", None, optional=True)
-    assert example_body(signature(SMALL, optional)) == example_body(signature(SMALL))
+def test_an_answer_that_is_no_text_is_written_to_a_file() -> None:
+    version = version_of("pictures", SMALL)
+    assert version.ready is not None
+    version.ready = msgspec.structs.replace(version.ready, example_in_binary=True)
+    line = first_request([version], URL)
+    assert line is not None
+    words = shlex.split(line)
+    assert words[2:4] == ["-o", "answer.bin"]
+    assert json.loads(words[-1])["parameters"] == {"binary_data_output": True}
 
 
 def test_the_line_can_be_pasted_whatever_the_inputs_are_called() -> None:

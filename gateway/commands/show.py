@@ -1,7 +1,6 @@
 """`gateway show`: everything that a running gateway says of a model, and a call to try."""
 
 import json
-import math
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +31,10 @@ if TYPE_CHECKING:
 _STAGES = (("queue", "queue"), ("decode", "compute_input"), ("compute", "compute_infer"), ("encode", "compute_output"))
 """Our words and Triton's."""
 _MOST_ZEROS = 64 << 20
-_MOST_ELEMENTS = 16
-_MOST_SHOWN = 100
+_MOST_ELEMENTS = 64
+"""Of all inputs of an example that are written as options."""
+_MOST_SHOWN = 512
+"""Elements of all inputs of an example: more are not printed."""
 
 
 def show(
@@ -104,8 +105,7 @@ def _statistics(client: Client, model: str, version: str) -> dict[str, Any]:
 
 def _examples(client: Client, model: "Model", version: str | None) -> dict[str, str]:
     """The same request for curl and for `gateway infer`, where the signature is enough to make one."""
-    signature = model.signature(None)
-    body = _answered(client, model.name, version)
+    body, zeros = _answered(client, model.name, version)
     curl = _curl(client, f"{model_path(model.name, version)}/infer")
     ours = f"gateway infer {shlex.quote(model.name)}"
     ours += f" --version {shlex.quote(version)}" if version else ""
@@ -114,35 +114,34 @@ def _examples(client: Client, model: "Model", version: str | None) -> dict[str, 
     ours += " --insecure" if client.insecure else ""
     if body is not None:
         curl += " -o answer.bin" if body.get("parameters") else ""
-        return {"curl": f"{curl} -d {shlex.quote(json.dumps(body))}", "gateway": ours + _arguments(body["inputs"])}
-    if (model.metadata.get("parameters") or {}).get("warning"):
-        return {}  # no request is known that it answers
-    if any(spec.shape is None for spec in signature.inputs if not spec.optional):
+        found = {"curl": f"{curl} -d {shlex.quote(json.dumps(body))}"}
+        arguments = _arguments(body["inputs"])
+        return found | {"gateway": ours + arguments} if arguments else found
+    if not zeros:
         return {}
-    if (size := _size_of_one(signature)) is None:
-        return {"gateway": f"{ours} --random"}
     raw = f"{curl} -H 'Inference-Header-Content-Length: 0' --data-binary @- -o answer.bin"
-    return {"curl": f"head -c {size} /dev/zero | {raw}", "gateway": f"{ours} --random"}
+    return {"curl": f"head -c {zeros} /dev/zero | {raw}"}
 
 
-def _answered(client: Client, model: str, version: str | None) -> dict[str, Any] | None:
-    """The body of a request that the server says the model has answered; None if it knows none."""
+def _answered(client: Client, model: str, version: str | None) -> tuple[dict[str, Any] | None, int]:
+    """The body of a request that the server says the model has answered, or of so many zeros; (None, 0): none is."""
     path = f"{model_path(model, version)}/infer"
     try:
         operation = client.json("GET", f"{model_path(model, version)}/openapi.json")["paths"][path]["post"]
-        example = operation["requestBody"]["content"]["application/json"]["example"]
-    except (CallFailed, LookupError, TypeError):
-        return None
-    short = isinstance(example, dict) and sum(len(each["data"]) for each in example["inputs"]) <= _MOST_SHOWN
-    return example if short else None
+        example = operation["requestBody"]["content"]["application/json"].get("example")
+        zeros = int(operation.get("x-zero-bytes", 0))
+        short = example is not None and sum(len(each["data"]) for each in example["inputs"]) <= _MOST_SHOWN
+    except (CallFailed, LookupError, TypeError, ValueError, AttributeError):
+        return None, 0
+    return (example if short else None), zeros if zeros <= _MOST_ZEROS else 0
 
 
 def _arguments(inputs: Any) -> str:
-    """The same inputs for `gateway infer`, or random ones if they are not few."""
+    """The same inputs for `gateway infer`; empty if they are not few."""
     from gateway.samples import nested  # noqa: PLC0415 - as above
 
     if sum(len(each["data"]) for each in inputs) > _MOST_ELEMENTS:
-        return " --random"
+        return ""
     return "".join(
         f" --input {shlex.quote(each['name'] + '=' + json.dumps(nested(each['data'], each['shape'])))}"
         for each in inputs
@@ -158,20 +157,6 @@ def _curl(client: Client, path: str) -> str:
         ]
     )
     return f"curl{options} {shlex.quote(client.url + path)}"
-
-
-def _size_of_one(signature: "Signature") -> int | None:
-    """Bytes of a raw request of one row; None if the model takes none or it would be large."""
-    from gateway.tensors import ITEMSIZES  # noqa: PLC0415 - as above
-
-    if len(signature.inputs) != 1 or signature.inputs[0].datatype not in ITEMSIZES:
-        return None
-    spec = signature.inputs[0]
-    shape = spec.shape or ()
-    if shape.count(-1) > 1:
-        return None
-    size = math.prod(abs(each) for each in shape) * ITEMSIZES[spec.datatype]
-    return size if 0 < size <= _MOST_ZEROS else None
 
 
 # On a screen

@@ -1,4 +1,4 @@
-"""A request that a model answers, to be shown: the one that it was tested with at load, else one of plausible values.
+"""A request that a model has answered at load, to be shown to people.
 
 Pure functions.
 """
@@ -11,9 +11,8 @@ import numpy as np
 from gateway import samples
 from gateway.errors import RequestError
 from gateway.http.generate import filled
-from gateway.ipc.messages import ExampleInput
-from gateway.routing import Target
-from gateway.tensors import Signature, TensorSpec, array_from_raw, element_count
+from gateway.ipc.messages import ExampleInput, Ready
+from gateway.tensors import DTYPES, ITEMSIZES, Signature, TensorSpec, array_from_raw, element_count
 
 MOST_ELEMENTS = 4096
 """Of all inputs together: what people may be shown."""
@@ -35,21 +34,21 @@ class Given(msgspec.Struct, frozen=True):
 Example = list[Given]
 
 
-def example_of(target: Target) -> Example | None:
-    """An example for the default signature; None if it would be too long, or a search at load found none."""
-    ready, config = target.route.ready, target.route.config
-    assert ready is not None
-    signature = target.signature(None)
-    if ready.example:
-        specs = target.specs[signature.name]
-        given = [_tested(specs.get(each.name), each) for each in ready.example]
-    elif config.stateful or config.warmup.iterations == 0:  # nobody has tried
-        given = [_plausible(spec) for spec in signature.inputs if not spec.optional]
-    else:
-        return None
+def example_of(ready: Ready) -> Example | None:
+    """The example for the default signature; None if it would be too long, or none was answered."""
+    specs = {spec.name: spec for spec in ready.signatures[ready.default_signature].inputs}
+    given = [_tested(specs.get(each.name), each) for each in ready.example]
     found = [each for each in given if each is not None]
     whole = len(found) == len(given) and sum(len(each.values) for each in found) <= MOST_ELEMENTS
     return found if found and whole else None
+
+
+def zero_bytes(ready: Ready) -> int:
+    """So many zero bytes are a raw request that the model has answered; 0 if none is known."""
+    if len(ready.example) != 1 or ready.example[0].data:
+        return 0
+    (only,) = ready.example
+    return _elements(only.shape) * ITEMSIZES.get(only.datatype, 0)
 
 
 def _tested(spec: TensorSpec | None, example: ExampleInput) -> Given | None:
@@ -58,7 +57,8 @@ def _tested(spec: TensorSpec | None, example: ExampleInput) -> Given | None:
     if _elements(example.shape) > MOST_ELEMENTS:
         return None
     if not example.data:
-        return Given(spec, example.shape, [samples.plausible(example.datatype)] * _elements(example.shape))
+        zero = "" if example.datatype == "BYTES" else DTYPES[example.datatype].type(0).item()
+        return Given(spec, example.shape, [zero] * _elements(example.shape))
     try:
         array = array_from_raw(example.datatype, example.shape, example.data).reshape(-1)
         if example.datatype == "BYTES":
@@ -68,12 +68,6 @@ def _tested(spec: TensorSpec | None, example: ExampleInput) -> Given | None:
     if array.dtype.kind not in "biu":
         array = np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0).round(3)
     return Given(spec, example.shape, array.tolist())
-
-
-def _plausible(spec: TensorSpec) -> Given | None:
-    shape = samples.smallest(spec)
-    count = _elements(shape)
-    return Given(spec, shape, [samples.plausible(spec.datatype)] * count) if count <= MOST_ELEMENTS else None
 
 
 def _elements(shape: tuple[int, ...]) -> int:
@@ -86,14 +80,13 @@ def _elements(shape: tuple[int, ...]) -> int:
 # In the words of each dialect
 
 
-def infer(example: Example) -> dict[str, Any]:
-    """The body of an inference request of the Open Inference Protocol."""
-    return {
-        "inputs": [
-            {"name": each.spec.name, "shape": each.shape, "datatype": each.spec.datatype, "data": each.values}
-            for each in example
-        ]
-    }
+def infer(example: Example, *, binary: bool) -> dict[str, Any]:
+    """The body of an inference request of the Open Inference Protocol; `binary`: its answer cannot be JSON."""
+    inputs = [
+        {"name": each.spec.name, "shape": each.shape, "datatype": each.spec.datatype, "data": each.values}
+        for each in example
+    ]
+    return {"inputs": inputs} | ({"parameters": {"binary_data_output": True}} if binary else {})
 
 
 def generate(example: Example) -> dict[str, Any]:
@@ -111,15 +104,13 @@ def _flat(given: Given) -> Any:
     return given.values[0] if len(given.values) == 1 else given.values
 
 
-def predict(example: Example, signature: Signature, *, named: bool) -> dict[str, Any]:
-    """The body of a TensorFlow Serving request: by rows if there are as many of all inputs and outputs, else by inputs.
+def predict(example: Example, signature: Signature, *, named: bool, in_rows: bool) -> dict[str, Any]:
+    """The body of a TensorFlow Serving request: by rows if the answer has as many of all outputs, else by inputs.
 
     `named`: the signature is not the one that requests without a name get.
     """
     body: dict[str, Any] = {"signature_name": signature.name} if named else {}
-    lengths = {each.shape[:1] for each in example}
-    lengths |= {spec.shape[:1] for spec in signature.outputs if spec.shape is not None and spec.shape[:1] != (-1,)}
-    if len(lengths) == 1 and () not in lengths:
+    if in_rows:
         return body | {"instances": rows(example)}
     inputs = example[0].nested if len(example) == 1 else {each.spec.name: each.nested for each in example}
     return body | {"inputs": inputs}

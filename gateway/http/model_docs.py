@@ -22,7 +22,8 @@ _TOO_LONG = (
 
 def document(target: Target, version: str | None) -> dict[str, Any]:
     """What `…/openapi.json` of a model answers; `version` as the path has it, if it has one."""
-    example = example_of(target)
+    ready = target.route.ready
+    example = None if ready is None else example_of(ready)
     paths: dict[str, Any] = {}
     for path, summary, body in _calls(target, version, example):
         if match(path.encode()):
@@ -58,27 +59,31 @@ def _calls(target: Target, version: str | None, example: Example | None) -> list
         f"/{'versions' if version and version.isdigit() else 'labels'}/{quote(version, safe='')}" if version else ""
     )
     torchserve = f"/{quote(version, safe='')}" if version else ""
-    signature = target.signature(None)
+    signature, ready = target.signature(None), target.route.ready
     named = tfserving.signatures_of(target).get(tfserving.SERVING_DEFAULT) is not signature
 
     def predict(example: examples.Example) -> Any:
-        return examples.predict(example, signature, named=named)
+        return examples.predict(example, signature, named=named, in_rows=ready is not None and ready.example_in_rows)
 
-    ready = target.route.ready
     binary = ready is not None and ready.example_in_binary
 
     def body(dialect: Any, *, carries_bytes: bool = False) -> Any:
         return None if example is None or (binary and not carries_bytes) else dialect(example)
 
     def infer(example: examples.Example) -> Any:
-        return examples.infer(example) | ({"parameters": {"binary_data_output": True}} if binary else {})
+        return examples.infer(example, binary=binary)
 
+    named_inputs = {spec.name for spec in signature.inputs}
+    # Generate and TorchServe requests have no place for names beyond the signature's, as the tensors of a list have.
+    listed = all(each.spec.name in named_inputs for each in example or [])
+    generate = body(examples.generate) if listed else None
+    prediction = body(examples.prediction, carries_bytes=True) if listed else None
     return [
         (f"{base}/infer", "Infer (Open Inference Protocol)", body(infer, carries_bytes=True)),
-        (f"{base}/generate", "Generate (Triton)", body(examples.generate)),
-        (f"{base}/generate_stream", "Generate, as a server-sent event (Triton)", body(examples.generate)),
+        (f"{base}/generate", "Generate (Triton)", generate),
+        (f"{base}/generate_stream", "Generate, as a server-sent event (Triton)", generate),
         (f"/v1/models/{name}{number}:predict", "Predict (TensorFlow Serving)", body(predict)),
-        (f"/predictions/{name}{torchserve}", "Predict (TorchServe)", body(examples.prediction, carries_bytes=True)),
+        (f"/predictions/{name}{torchserve}", "Predict (TorchServe)", prediction),
     ]
 
 
@@ -86,6 +91,9 @@ def _inference(path: str, summary: str, body: Any, target: Target) -> dict[str, 
     request, response = _schemas(path, target)
     content: dict[str, Any] = {"schema": request} | ({} if body is None else {"example": body})
     kind = "text/event-stream" if path.endswith("_stream") else "application/json"
+    zeros = (
+        examples.zero_bytes(ready) if body is None and path.endswith("/infer") and (ready := target.route.ready) else 0
+    )
     success = {"description": "the outputs", "content": {kind: {"schema": response}}}
     return {
         "tags": ["inference"],
@@ -93,7 +101,7 @@ def _inference(path: str, summary: str, body: Any, target: Target) -> dict[str, 
         "description": _tensors(target) + ("" if body is not None else _TOO_LONG),
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {"200": success, **openapi.inference_errors()},
-    }
+    } | ({"x-zero-bytes": zeros} if zeros else {})
 
 
 def _schemas(path: str, target: Target) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,43 +1,47 @@
 """The request that people are shown for a model: one that it has answered with just these values."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from gateway import samples
 from gateway.errors import GatewayError
 from gateway.instance.backend import LoadedModel
 from gateway.ipc.messages import EXAMPLE_BYTES, ExampleInput
 from gateway.store.manifest import ModelConfig
-from gateway.tensors import DTYPES, Array, raw_from_array
-
-MOST_ELEMENTS = 4096
-"""Of all inputs together: nobody reads more."""
+from gateway.tensors import Array, raw_from_array
 
 
-def shown_example(model: LoadedModel, config: ModelConfig) -> tuple[list[ExampleInput], bool]:
-    """The inputs, and whether the answer holds strings that are no text, which only binary data can carry.
+class ShownExample(NamedTuple):
+    """A request that was answered, and in which forms its answer can be told."""
 
-    Without values for an input if they are many; then all are the same plausible one. Empty if nothing was answered.
-    """
+    inputs: list[ExampleInput]
+    """Without data where they are many; then all elements are zero. Empty if nothing was answered."""
+    in_binary: bool = False
+    """Whether the answer holds strings that are no text, which only binary data can carry."""
+    in_rows: bool = False
+    """Whether inputs and outputs all have the same number of rows."""
+
+
+def shown_example(model: LoadedModel, config: ModelConfig) -> ShownExample:
+    """The request that the model was tested with, if it also answers it with the values that are shown."""
     if config.stateful or config.warmup.iterations == 0:
-        return [], False
+        return ShownExample([])
     example = model.example(model.default_signature)
     if not example:
-        return [], False
+        return ShownExample([])
     small = sum(len(raw_from_array(array)[1]) for array in example.values()) <= EXAMPLE_BYTES
-    if not small and sum(array.size for array in example.values()) > MOST_ELEMENTS:
-        return [ExampleInput(name, raw_from_array(array)[0], array.shape) for name, array in example.items()], False
-    shown = {name: _rounded(array) if small else _constant(array) for name, array in example.items()}
+    shown = {name: _rounded(array) if small else _zeros(array) for name, array in example.items()}
     try:
         answer = model.execute(model.default_signature, {name: array.copy() for name, array in shown.items()})
     except GatewayError:
-        return [], False
+        return ShownExample([])
     found = []
     for name, array in shown.items():
         datatype, raw = raw_from_array(array)
         found.append(ExampleInput(name, datatype, array.shape, bytes(raw) if small else b""))
-    return found, not _is_text(answer)
+    rows = {array.shape[:1] for array in (*shown.values(), *answer.values())}
+    return ShownExample(found, not _is_text(answer), len(rows) == 1 and () not in rows)
 
 
 def _rounded(array: Array) -> Array:
@@ -47,10 +51,9 @@ def _rounded(array: Array) -> Array:
     return np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0).round(3).astype(array.dtype)
 
 
-def _constant(array: Array) -> Array:
-    datatype = raw_from_array(array)[0]
-    value = samples.plausible(datatype)
-    return np.full(array.shape, value.encode() if isinstance(value, str) else value, DTYPES[datatype])
+def _zeros(array: Array) -> Array:
+    """The same shape and datatype with values that need not be told."""
+    return np.full(array.shape, b"", dtype=object) if array.dtype == object else np.zeros(array.shape, array.dtype)
 
 
 def _is_text(answer: Mapping[str, Array]) -> bool:

@@ -113,7 +113,7 @@ def serve(
 
 def _ready(model: LoadedModel, spawn: Spawn, batching: Batching, protection: str, seconds: float) -> Ready:
     """What to tell of a model that was loaded in so many seconds."""
-    example, in_binary = shown_example(model, spawn.config)
+    example = shown_example(model, spawn.config)
     return Ready(
         pid=os.getpid(),
         platform=model.platform,
@@ -126,8 +126,9 @@ def _ready(model: LoadedModel, spawn: Spawn, batching: Batching, protection: str
         load_seconds=seconds,
         device_memory=model.device_memory(),
         sandbox=protection,
-        example=example,
-        example_in_binary=in_binary,
+        example=example.inputs,
+        example_in_binary=example.in_binary,
+        example_in_rows=example.in_rows,
     )
 
 

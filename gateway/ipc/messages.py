@@ -119,9 +119,14 @@ class Ready(Message):
     warning: str = ""
     """Why no request made up to test the model was answered; empty where one was, or none was tried."""
     example: list[ExampleInput] = []
-    """A request of one row to the default signature; empty if none is known."""
+    """A request to the default signature that was answered as it stands; empty if none is known.
+
+    Where an input has no data, all its elements are zero.
+    """
     example_in_binary: bool = False
     """Whether the answer to it holds strings that are no text, so that only binary data can carry it."""
+    example_in_rows: bool = False
+    """Whether its inputs and the outputs of the answer all have the same number of rows."""
 
 
 class Testing(Message):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.errors import ConfigError
-from gateway.store import contents, foreign
+from gateway.store import contents, foreign, pickles
 from gateway.store.contents import LEADS_OUT, Contents, Directory, fingerprint, identity, inside, resolved, shown
 from gateway.store.manifest import FRAMEWORKS, MODEL_NAME, ModelConfig
 
@@ -228,9 +228,24 @@ def find_artifact(version: Path, config: ModelConfig) -> tuple[str, Path, str]:
             return _checked("pytorch_torchscript", version / f"model{suffix}", config)
     if (version / "model.savedmodel").is_dir():
         return config.platform or "", version, "model.savedmodel/ holds no saved_model.pb; copy the whole SavedModel"
-    found = ", ".join(shown(name)[1:-1] for name in sorted(child.name for child in version.iterdir())[:5]) or "nothing"
-    problem = f"no artifact: expected model.pt, saved_model.pb or model.savedmodel/, found {found}"
-    return config.platform or "", version, problem
+    return config.platform or "", version, f"no artifact: {_what_is_there_instead(version)}"
+
+
+def _what_is_there_instead(version: Path) -> str:
+    children = sorted(version.iterdir())
+    names = ", ".join(shown(child.name)[1:-1] for child in children[:5]) or "nothing"
+    said = f"expected model.pt, saved_model.pb or model.savedmodel/, found {names}"
+    # A link is not opened: it may lead out of the store.
+    weights = [
+        each for each in children if each.suffix in pickles.SUFFIXES and each.is_file() and not each.is_symlink()
+    ]
+    if not weights:
+        return said
+    what = "a Python pickle, which would run code when opened" if pickles.is_pickled(weights[0]) else "no model"
+    return (
+        f"{said}; {shown(weights[0].name)[1:-1]} is {what}: it holds weights or objects and no code to run them; save "
+        "the model as TorchScript (model.pt) or as a SavedModel"
+    )
 
 
 def _checked(platform: str, artifact: Path, config: ModelConfig) -> tuple[str, Path, str]:
