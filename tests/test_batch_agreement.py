@@ -1,12 +1,14 @@
 """When two answers of a model count as the same, and what is said of those that do not."""
 
+import tracemalloc
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gateway.errors import InferenceFailed
-from gateway.instance.batch_agreement import agree, disagreement, is_sensitive
+from gateway.instance.batch_agreement import agree, disagreement, is_sensitive, magnitudes
 from gateway.tensors import Array
 
 
@@ -25,6 +27,31 @@ from gateway.tensors import Array
 )
 def test_answers_agree_but_for_rounding(left: list[float], right: list[float], same: bool) -> None:
     assert agree(np.array(left, np.float32), np.array(right, np.float32)) is same
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "dtype"),
+    [([[50000, 0.3]], [[50000, 0.7]], np.float32), ([[1764543210.0, 0.3]], [[1764543210.0, 0.9]], np.float64)],
+)
+def test_a_large_column_does_not_hide_what_differs_in_another(left: Any, right: Any, dtype: Any) -> None:
+    assert not agree(np.array(left, dtype), np.array(right, dtype))
+
+
+def test_a_number_near_zero_is_judged_by_its_column_in_the_batch() -> None:
+    alone, together = np.array([[1e-4, 5.0]], np.float32), np.array([[1.01e-4, 5.0]], np.float32)
+    assert agree(alone, together, magnitudes(np.array([[1e-4, 5.0], [7.0, 5.0]], np.float32)))
+    assert not agree(alone * 1e3, together * 1e3)
+
+
+def test_a_large_answer_is_compared_without_copies_of_all_of_it() -> None:
+    answer = np.ones((2, 1 << 20), np.float32)
+    other = answer + np.float32(1e-6)
+    tracemalloc.start()
+    try:
+        assert agree(answer, other)
+        assert tracemalloc.get_traced_memory()[1] < answer.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_answers_of_other_shapes_or_kinds_do_not_agree() -> None:

@@ -94,7 +94,10 @@ def _inference(path: str, summary: str, body: Any, target: Target) -> dict[str, 
     zeros = (
         examples.zero_bytes(ready) if body is None and path.endswith("/infer") and (ready := target.route.ready) else 0
     )
-    success = {"description": "the outputs", "content": {kind: {"schema": response}}}
+    answers: dict[str, Any] = {kind: {"schema": response}}
+    if path.endswith("/infer"):  # with binary_data_output
+        answers["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    success = {"description": "the outputs", "content": answers}
     return {
         "tags": ["inference"],
         "summary": summary,

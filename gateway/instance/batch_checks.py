@@ -11,6 +11,8 @@ CHECK_EVERY = 1000
 """After that one batch of so many is checked."""
 EQUAL_ROWS_RETRY = 100
 """Batches until the next check, after one whose rows were all equal and which therefore proved nothing."""
+MOST_UNDECIDED = 8
+"""Times the batches that must agree, so many may show nothing before requests are not joined any more."""
 MOST_KINDS = 1024
 """Kinds of requests that are told apart; beyond them all are forgotten and proved again."""
 
@@ -26,12 +28,14 @@ def kind_of(header: RequestHeader) -> Kind:
 class Trust:
     """How far batches of one kind of request are trusted. `left` is counted down once a batch by who runs it."""
 
-    __slots__ = ("agreed", "left", "needed")
+    __slots__ = ("agreed", "left", "needed", "undecided")
 
     def __init__(self, needed: int) -> None:
         self.needed = needed
         self.agreed = 0
         """Checked batches whose rows were different and got the same answers together as alone."""
+        self.undecided = 0
+        """Checked batches that have shown nothing, and so cost more than they can bring."""
         self.left = 0
         """Batches that run before the next one is checked."""
 
@@ -68,6 +72,11 @@ class BatchChecks:
             return False
         trust.left = self._every
         return True
+
+    def tried(self, trust: Trust) -> bool:
+        """A check of a batch has shown nothing; True if there were too many of them to go on."""
+        trust.undecided += 1
+        return trust.undecided >= MOST_UNDECIDED * trust.needed
 
     def taken(self, trust: Trust, *, different: bool) -> None:
         """A batch of a trusted kind was taken for a check, or would have been if its rows were different."""

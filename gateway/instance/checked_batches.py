@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gateway.errors import OutOfMemory
-from gateway.instance.batch_agreement import disagreement, is_sensitive
+from gateway.instance.batch_agreement import Scales, disagreement, is_sensitive, scales_of
 from gateway.instance.batch_checks import BatchChecks, Trust
 from gateway.instance.batching import join_inputs, part_outputs
 from gateway.instance.queue import PendingRequest
@@ -29,12 +29,17 @@ SAMPLE_BYTES = 16 << 20
 """Inputs and outputs of a sample that is kept until the instance is idle; a larger sample is of one request."""
 
 
+_UNDECIDED = "real requests have not shown that rows get the same answers together as alone: these change with rounding"
+
+
 class _Sampled(NamedTuple):
     """One request of a batch that has been answered: its inputs and what it got."""
 
     signature: str
     inputs: Tensors
     answer: Tensors
+    scales: Scales
+    """Of the whole batch."""
 
 
 class CheckedBatches:
@@ -98,22 +103,34 @@ class CheckedBatches:
             return
         rows = sum(request.plan.rows for request in group)
         inputs = {name: array[:rows] for name, array in joined.items()}
-        if _are_different(part_outputs(inputs, group)) and self._agree(group, inputs, answers):
+        try:
+            if not _are_different(part_outputs(inputs, group)):
+                return
+            agreed = self._agree(group, inputs, answers)
+        except (MemoryError, OutOfMemory):
+            agreed = False
+        if agreed:
             self._agreed(trust)
+        elif self.checks.tried(trust):
+            self._violate(_UNDECIDED)
 
     def _agree(self, group: Sequence[PendingRequest], inputs: Tensors, alone: Sequence[Tensors]) -> bool:
-        """Compute requests together and compare with what each got alone; what differs is a violation."""
+        """Compute requests together and compare with what each got alone; what differs is a violation.
+
+        MemoryError or OutOfMemory where that needs more memory than there is.
+        """
         signature = group[0].plan.signature
         parts = part_outputs(inputs, group)
         try:
-            together = part_outputs(self._execute(signature, inputs), group)
+            outputs = self._execute(signature, inputs)
+            together, scales = part_outputs(outputs, group), scales_of(outputs)
         except (MemoryError, OutOfMemory):
-            return False
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a model does, its instance goes on serving
             self.refused_together(error)
             return False
         return all(
-            self._same(_Sampled(signature, mine, joint), answer)
+            self._same(_Sampled(signature, mine, joint, scales), answer)
             for mine, joint, answer in zip(parts, together, alone, strict=True)
         )
 
@@ -141,30 +158,35 @@ class CheckedBatches:
         if self._sampled:
             self.step()
             return
+        try:
+            self._keep(batch, trust, inputs, outputs)
+        except MemoryError:
+            self._sampled.clear()
+
+    def _keep(self, batch: Sequence[PendingRequest], trust: Trust, inputs: Tensors, outputs: Tensors) -> None:
         parts = part_outputs(inputs, batch)
         different = _are_different(parts)
         self.checks.taken(trust, different=different)
         if not different:
             return
-        answers, size = part_outputs(outputs, batch), 0
+        answers, scales, size = part_outputs(outputs, batch), scales_of(outputs), 0
         for index in self._rng.permutation(len(batch))[:SAMPLED_REQUESTS].tolist():
             size += _size(parts[index]) + _size(answers[index])
             if self._sampled and size > SAMPLE_BYTES:
                 break
-            copies = [{name: array.copy() for name, array in each[index].items()} for each in (parts, answers)]
-            self._sampled.append(_Sampled(batch[0].plan.signature, *copies))
+            mine, got = ({name: array.copy() for name, array in each[index].items()} for each in (parts, answers))
+            self._sampled.append(_Sampled(batch[0].plan.signature, mine, got, scales))
 
     def step(self) -> None:
         """Compute one sampled request alone and compare."""
         sampled = self._sampled.popleft()
         try:
             alone = self._execute(sampled.signature, sampled.inputs)
+            self._same(sampled, alone)
         except (MemoryError, OutOfMemory):
             return
         except Exception:  # noqa: BLE001 - as above
             self._violate("the model refuses a request alone that it answers together with others")
-            return
-        self._same(sampled, alone)
 
     def stop(self) -> None:
         """Check nothing any more."""
@@ -172,10 +194,11 @@ class CheckedBatches:
 
     def _same(self, sampled: _Sampled, alone: Tensors) -> bool:
         """Whether a request got the same together with others as alone, or nearly; if not, that is a violation."""
-        difference = disagreement(alone, sampled.answer)
+        scales = sampled.scales
+        difference = disagreement(alone, sampled.answer, scales)
         if difference is None:
             return True
-        if not is_sensitive(lambda inputs: self._execute(sampled.signature, inputs), sampled.inputs, alone):
+        if not is_sensitive(lambda inputs: self._execute(sampled.signature, inputs), sampled.inputs, alone, scales):
             self._violate(difference)
         return False
 

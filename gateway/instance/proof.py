@@ -8,7 +8,7 @@ import numpy as np
 
 from gateway.errors import GatewayError, InferenceFailed, RequestError
 from gateway.instance.backend import LoadedModel
-from gateway.instance.batch_agreement import agree, disagreement, is_sensitive
+from gateway.instance.batch_agreement import agree, disagreement, is_exact, is_sensitive, magnitudes
 from gateway.instance.batch_checks import FIRST_BATCHES
 from gateway.instance.proof_rows import rows_like
 from gateway.instance.row_separation import RowSeparation
@@ -200,9 +200,10 @@ class _Proof:
         for name, array in together.items():
             if not array.ndim or len(array) != len(indices):
                 return f"output '{name}' has shape {list(array.shape)} for {len(indices)} rows"
+            scale = None if is_exact(array) else magnitudes(array)
             for place, index in enumerate(indices):
                 alone = self._alone[index][name]
-                if alone.ndim and len(alone) == 1 and agree(alone, array[place : place + 1]):
+                if alone.ndim and len(alone) == 1 and agree(alone, array[place : place + 1], scale):
                     continue
                 if not self._is_sensitive(index):
                     return f"a row's output '{name}' depends on the rows next to it"

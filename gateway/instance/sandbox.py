@@ -195,7 +195,9 @@ def grants(spawn: Spawn) -> list[Grant]:
     """All files that an instance may use, as paths and rights."""
     own = os.path.realpath(spawn.directory or spawn.artifact)
     itself = [f"/proc/{os.getpid()}/{name}" for name in _OF_ITSELF]
-    found = [(path, READ) for path in (own, *spawn.linked, *itself, *libraries())]
+    # What a link leads to was resolved when the store was read; what is a link itself by now may lead anywhere.
+    linked = [path for path in spawn.linked if os.path.realpath(path) == path]
+    found = [(path, READ) for path in (own, *linked, *itself, *libraries())]
     found.append(("/dev/null", DEVICE))
     if spawn.scratch:
         found.append((spawn.scratch, SCRATCH))

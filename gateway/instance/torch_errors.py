@@ -37,7 +37,7 @@ _NO_DEVICE = re.compile(
 _OF_THE_INPUT = re.compile(
     r"(?<![a-z])(?:shapes?|sizes?|dims?|dimensions?|dimensional|ranks?|strides?|lengths?|dtypes?|data ?types?"
     r"|scalar types?|index|indexing|indices|out of (?:range|bounds)|elements?|channels?|[1-5]D"
-    r"|type mismatch|result type|input type|not implemented for '|more than one (?:value|element)"
+    r"|type mismatch|result type|input type|not implemented for '\w+'|more than one (?:value|element)"
     r"|same number of)(?![a-z])",
     re.IGNORECASE,
 )

@@ -32,6 +32,7 @@ log = logging.getLogger("gateway.node")
 
 MAX_DATAGRAM = 1 << 17
 PING_SECONDS = 1.0
+KILL_RETRY_SECONDS = 0.1
 END_SECONDS = 5.0
 """So long may a runner run on after its line is cut."""
 
@@ -85,7 +86,10 @@ class Runner:
     def kill(self, instance: Instance) -> None:
         """Have it end an instance, for it knows whether the process is still its child."""
         if self.alive:
-            self._socket.send(pack(Kill(instance=instance.name)))
+            try:
+                self._socket.send(pack(Kill(instance=instance.name)))
+            except BlockingIOError:  # the runner has not read what came before
+                asyncio.get_running_loop().call_later(KILL_RETRY_SECONDS, self.kill, instance)
 
     async def _ping(self) -> None:
         """Ping it as soon as it can answer, and end it when it hangs; its instances end with it, and are replaced."""
