@@ -91,9 +91,7 @@ def _inference(path: str, summary: str, body: Any, target: Target) -> dict[str, 
     request, response = _schemas(path, target)
     content: dict[str, Any] = {"schema": request} | ({} if body is None else {"example": body})
     kind = "text/event-stream" if path.endswith("_stream") else "application/json"
-    zeros = (
-        examples.zero_bytes(ready) if body is None and path.endswith("/infer") and (ready := target.route.ready) else 0
-    )
+    zeros = examples.zero_bytes(ready) if path.endswith("/infer") and (ready := target.route.ready) else 0
     answers: dict[str, Any] = {kind: {"schema": response}}
     if path.endswith("/infer"):  # with binary_data_output
         answers["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
