@@ -267,9 +267,10 @@ class Server:
         self._noted = []
         self._executions += 1
         self._untidy = True
-        for connection in {request.connection for request in batch}:
+        connections = {request.connection for request in batch}
+        for connection in connections:
             if connection.note is not None:
-                ids = [each.request_id for each in batch if each.connection is connection]
+                ids = [each.request_id for each in batch if len(connections) == 1 or each.connection is connection]
                 connection.note.write(ids, self._executions, len(batch))
                 self._noted.append(connection)
 

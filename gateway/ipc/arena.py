@@ -97,6 +97,10 @@ class Arena:
         unmap(self.view)
 
 
+FEW_IDS = 8
+"""Up to so many are written faster one by one."""
+
+
 class ExecutionNote:
     """Which requests an instance is executing, written where its worker can still read it when the instance is dead.
 
@@ -116,7 +120,11 @@ class ExecutionNote:
         words = self._words
         words[-1], words[-2] = execution, total
         count = min(len(ids), len(words) - 3)
-        words[1 : 1 + count] = memoryview(array("Q", ids))[:count]
+        if count <= FEW_IDS:
+            for index in range(count):
+                words[1 + index] = ids[index]
+        else:
+            words[1 : 1 + count] = memoryview(array("Q", ids))[:count]
         words[0] = count
 
     def clear(self) -> None:
