@@ -35,6 +35,8 @@ class GatewayError(Exception):
     code = "internal"
 
     def __init__(self, message: str) -> None:
+        # A name from a request may hold half a surrogate pair, which no encoder takes.
+        message = message.encode("utf-8", "replace").decode()
         super().__init__(message)
         self.message = message
 

@@ -123,8 +123,8 @@ class Workers:
             try:
                 worker = WorkerProcess(index, self._descriptors)
                 await worker.open()
-            except OSError as error:
-                log.error("HTTP worker %d cannot be started: %s", index, error)  # noqa: TRY400 - no bug of ours
+            except Exception as error:  # noqa: BLE001 - whatever it is, the place of a worker must not stay empty
+                log.error("HTTP worker %d cannot be started: %s", index, error)  # noqa: TRY400 - said in one line
                 deaths += 1
                 await asyncio.sleep(deaths)
                 continue

@@ -152,3 +152,35 @@ def test_a_repeated_head_is_answered_like_the_first_and_another_one_as_it_says(g
             assert (answer["id"], answer["outputs"][0]["data"][0]) == (f"{number:04}", number % 10)
             if number % 5 == 4:
                 assert connection.response().json() == {"live": True}
+
+
+def test_trailers_of_a_chunked_body_are_dropped_and_limited(gateway: Any) -> None:
+    body = gateway.good().partition(b"\r\n\r\n")[2]
+    request = gateway.request("POST", "/v2/models/mlp/infer", b"", "Transfer-Encoding: chunked", length=False)
+    request += b"%x\r\n%b\r\n0\r\n" % (len(body), body)
+    with gateway.connect() as connection:
+        connection.send(request + b"Inference-Header-Content-Length: 0\r\n\r\n")
+        assert connection.response().status == 200
+        connection.send(request + b"a: b\r\n" * 2000)
+        assert connection.response().status == 431
+        assert connection.closed_by_peer()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models/mlp:predict", b'{"instances":[NaN],"signature_name":"\\ud800"}'),
+        ("/predictions/mlp", b'{"\\ud800":NaN}'),
+    ],
+)
+def test_half_a_surrogate_pair_in_an_error_is_no_silence(gateway: Any, path: str, body: bytes) -> None:
+    with gateway.connect() as connection:
+        answer = connection.ask(gateway.request("POST", path, body, "Content-Type: application/json"))
+        assert 400 <= answer.status < 500
+        assert connection.ask(gateway.good()).status == 200
+
+
+def test_a_path_that_is_not_ascii_is_refused(gateway: Any) -> None:
+    with gateway.connect() as connection:
+        connection.send("GET /v2/models/größe HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert connection.response().status in (400, 404)

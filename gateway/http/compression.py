@@ -8,6 +8,8 @@ SMALLEST = 1024
 """Responses of fewer bytes are not worth packing."""
 THREAD_FROM = 128 << 10
 """Bodies of more bytes are packed and unpacked in a thread, so that the event loop goes on."""
+INLINE_BYTES = 1 << 10
+"""Packed bodies up to this size are unpacked at once: they become a megabyte at most."""
 MAX_MEMBERS = 10_000
 """Members of a gzip body; each costs microseconds, even an empty one of 20 bytes."""
 PIECE = 16 << 10

@@ -30,9 +30,9 @@ class Client(Protocol):
     headers: list[tuple[bytes, bytes]]
     shown: Shown | None
     url: bytes
+    method: bytes
     client: Any
     scheme: Literal["http", "https"] | None
-    parser: Any
 
 
 class Edge:
@@ -91,7 +91,7 @@ class Edge:
     ) -> tuple[Visit, bytes]:
         """Begin to write down an inference, refused or not; also the id to answer with."""
         path = client.url.partition(b"?")[0].decode("latin-1")
-        method = client.parser.get_method().decode("latin-1")
+        method = client.method.decode("latin-1")
         visit = Visit(self.record, method, path, client.client, client.scheme, started)
         visit.model, visit.protocol = call.wish[0], call.dialect.protocol
         if self.access.required and client.shown is not None and not isinstance(refusal, Unauthenticated):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from gateway.errors import GatewayError, QueueFull
 from gateway.http import compression, decoder
@@ -169,15 +170,11 @@ class Inference(Dispatch):
         self._send()
 
     def _unpack(self) -> None:
-        if len(self.body.data) <= compression.THREAD_FROM // 8:
-            try:
-                self.body.unpack(self.body.unpacked())
-                self._arrived_or_gone()
-            except GatewayError as error:
-                self._answer_error(error)
-                return
-            self._send()
+        if len(self.body.data) <= compression.INLINE_BYTES:
+            self._take_unpacked(self.body.unpacked)
             return
+        if self._timer is None:
+            self._set_alarm()
         work = self._connection.loop.run_in_executor(None, self.body.unpacked)
         work.add_done_callback(self._unpacked)
 
@@ -185,11 +182,19 @@ class Inference(Dispatch):
         if self.disconnected or self.response_complete:
             work.exception()  # looked at, so that asyncio does not report it
             return
+        self._take_unpacked(work.result)
+
+    def _take_unpacked(self, unpacked: Callable[[], bytes]) -> None:
         try:
-            self.body.unpack(work.result())
-            self._arrived_or_gone()
-        except GatewayError as error:
-            self._answer_error(error)
+            self.body.unpack(unpacked())
+        except Exception as error:  # noqa: BLE001 - looked at there
+            self._not_sent(error)
+            return
+        self._arrived_or_gone()
+        if self.body.takes_long:  # it counts with its real size until it is decoded
+            self._count_arriving(len(self.body.data))
+        if self.body.error is not None:
+            self._answer_error(self.body.error)
             return
         self._send()
 
@@ -293,10 +298,15 @@ class Inference(Dispatch):
         if len(body) <= compression.THREAD_FROM:
             self._write_packed(compression.compress(body, self.body.accept), json_size)
             return
+        if self._timer is None:
+            self._set_alarm()
         work = self._connection.loop.run_in_executor(None, compression.compress, body, self.body.accept)
 
         def packed(done: "asyncio.Future[bytes]") -> None:
-            self._write_packed(done.result(), json_size)
+            try:
+                self._write_packed(done.result(), json_size)
+            except Exception as error:  # noqa: BLE001 - looked at there
+                self._not_encoded(error)
 
         work.add_done_callback(packed)
 

@@ -6,6 +6,7 @@ and graceful shutdown stay uvicorn's.
 """
 
 import asyncio
+import logging
 from typing import Any, cast
 
 import httptools
@@ -19,9 +20,11 @@ from gateway.http.body_reader import BodyReader, swap_protocol
 from gateway.http.calls import Call
 from gateway.http.edge import Shown
 from gateway.http.inference import Inference
-from gateway.http.request_head import HeadRefused, RepeatedHead, check_head, head_without_offer, learned
+from gateway.http.request_head import MAX_HEADERS, HeadRefused, RepeatedHead, check_head, head_without_offer, learned
 from gateway.http.responses import error_body, response_head
 from gateway.http.state import WorkerState
+
+log = logging.getLogger("gateway.worker")
 
 RECEIVE_SECONDS = 60.0
 """A client that sends nothing for so long in mid-request is let go, or that takes so long for a request's head."""
@@ -37,6 +40,8 @@ class InferenceProtocol(HttpToolsProtocol):
     infers = True
     state: WorkerState
     shown: Shown | None = None
+    method = b""
+    _trailers = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,7 +83,7 @@ class InferenceProtocol(HttpToolsProtocol):
         """Take a whole request whose head is known: equal bytes mean the same."""
         call = self.state.calls.get(known.path) or self.state.calls.find(known.path)
         assert call is not None  # the paths of inference calls never change
-        self.url, self.headers, self.expect_100_continue = known.url, known.headers, False
+        self.method, self.url, self.headers, self.expect_100_continue = known.method, known.url, known.headers, False
         self._begun = self.heard
         inference = self._begin(call, keep_alive=True)
         inference.take(data[len(known.head) :])
@@ -132,14 +137,24 @@ class InferenceProtocol(HttpToolsProtocol):
         self.headers = []
         self._in_head = True
         self._between = False
+        self._trailers = 0
         self._begun = self.heard
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser; what follows a chunked body (its trailers) is read and dropped."""
+        if not self._in_head:
+            self._trailers += 1
+            if self._trailers > MAX_HEADERS:
+                raise HeadRefused(431, "a chunked body has too many trailers")
+            return
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Called by the parser: an inference request, or one for uvicorn."""
         self._in_head = False
         self._head_bytes = 0
         parser = self.parser
-        method = parser.get_method()
+        self.method = method = parser.get_method()
         check_head(0, self.headers)
         if parser.should_upgrade():
             self._declined = head_without_offer(method, self.url, parser.get_http_version(), self.headers)
@@ -191,7 +206,7 @@ class InferenceProtocol(HttpToolsProtocol):
             return
         self._direct = None
         if segment is not None and cycle.keep_alive and not self.expect_100_continue:
-            self._repeated = learned(segment, cycle.body.size, self.url, self.headers)
+            self._repeated = learned(segment, cycle.body.size, self.url, self.headers, self.method)
         cycle.body_complete()
 
     def read_past_parser(self, inference: Inference) -> None:
@@ -264,6 +279,10 @@ class InferenceProtocol(HttpToolsProtocol):
     def _refuse(self, error: BaseException | None) -> None:
         """Answer a broken request after those before it, then close: where the next one begins cannot be known."""
         self._refused, self._between = True, False
+        if not isinstance(error, HeadRefused | httptools.HttpParserError | UnicodeError):
+            log.error("a request could not be answered", exc_info=error)
+            self.transport.abort()
+            return
         refusal = error if isinstance(error, HeadRefused) else HeadRefused(400, "Invalid HTTP request received.")
         body = error_body(RequestError(refusal.sentence))
         farewell = response_head(refusal.status, len(body)) + b"connection: close\r\n\r\n" + body
@@ -330,7 +349,7 @@ class InferenceProtocol(HttpToolsProtocol):
 
     def _waits_for_client(self) -> bool:
         """Whether it is the client's turn to send: the rest of a request, or a first one."""
-        return self.cycle is None or self.cycle.response_complete or self._is_arriving()
+        return not self._refused and (self.cycle is None or self.cycle.response_complete or self._is_arriving())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio: nobody waits for the answers of this connection any more."""

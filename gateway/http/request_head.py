@@ -37,9 +37,12 @@ class RepeatedHead(msgspec.Struct, frozen=True, gc=False):
     path: bytes
     url: bytes
     headers: list[tuple[bytes, bytes]]
+    method: bytes = b"POST"
 
 
-def learned(request: bytes, body_size: int, url: bytes, headers: Iterable[tuple[bytes, bytes]]) -> RepeatedHead | None:
+def learned(
+    request: bytes, body_size: int, url: bytes, headers: Iterable[tuple[bytes, bytes]], method: bytes = b"POST"
+) -> RepeatedHead | None:
     """What may be remembered of a segment that begins with this request; None if that is nothing.
 
     The segment must be that request and nothing else: its head ends where the first empty line does, and the rest is
@@ -48,7 +51,7 @@ def learned(request: bytes, body_size: int, url: bytes, headers: Iterable[tuple[
     end = request.find(_END, 0, MAX_REPEATED_BYTES) + len(_END)
     if not 0 <= body_size <= LARGE or end < len(_END) or end + body_size != len(request):
         return None
-    return RepeatedHead(request[:end], len(request), url.partition(b"?")[0], url, list(headers))
+    return RepeatedHead(request[:end], len(request), url.partition(b"?")[0], url, list(headers), method)
 
 
 def head_without_offer(method: bytes, url: bytes, version: str, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
